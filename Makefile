@@ -1,0 +1,83 @@
+# Everything a person types. `make help` lists it.
+SHELL := bash
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+.DELETE_ON_ERROR:
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Parallel test processes, each with a broker of its own (160 MB) if it needs one.
+JOBS ?= 2
+# More arguments for pytest: make unit ARGS="-k offsets --explain"
+ARGS ?=
+PYTEST := $(BIN)/pytest $(ARGS)
+PARALLEL := -n $(JOBS) --dist loadfile
+
+.PHONY: help
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: venv image ## back up and restore three real topics through Dagster, and compare every record
+	@exec $(BIN)/python -m demo
+
+.PHONY: dev
+dev: venv image ## a broker with the demo's topics, and Dagster's user interface on it, until Ctrl-C
+	@exec $(BIN)/python -m demo.dev
+
+.PHONY: test
+test: venv image ## every test; installs what is missing first
+	$(PYTEST) $(PARALLEL)
+
+.PHONY: unit
+unit: venv ## tests without a broker
+	$(PYTEST) -m unit
+
+.PHONY: integration
+integration: venv image ## tests on a real broker
+	$(PYTEST) -m integration $(PARALLEL)
+
+# Exit code 5 is pytest's "no such test".
+.PHONY: chaos
+chaos: venv image ## tests that kill, freeze and cut off brokers
+	$(PYTEST) -m chaos || [ $$? = 5 ]
+
+.PHONY: e2e
+e2e: venv image ## tests of the whole way, user interface included
+	$(PYTEST) -m e2e || [ $$? = 5 ]
+
+.PHONY: coverage
+coverage: venv image ## every test, and which lines none of them reaches
+	$(PYTEST) $(PARALLEL) --cov --cov-report=term --cov-report=xml
+
+.PHONY: lint
+lint: venv ## ruff, mypy, import-linter
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.PHONY: format
+format: venv ## let ruff format and fix what it can
+	$(BIN)/ruff check --fix-only
+	$(BIN)/ruff format
+
+.PHONY: venv
+venv: $(VENV)/.installed ## the virtual environment
+
+$(VENV)/.installed: pyproject.toml constraints.txt scripts/venv.sh
+	@bash scripts/venv.sh $(VENV)
+	@touch $@
+
+.PHONY: docker
+docker: ## a Docker engine: started, and on Debian (as root) installed, if there is none
+	@bash scripts/docker.sh
+
+.PHONY: image
+image: venv docker ## the Kafka image: pulled, or built here where it cannot be
+	@$(BIN)/python -m tests.support.kafka_image >/dev/null
+
+.PHONY: clean
+clean: ## remove what was made here, the virtual environment included
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage coverage.xml \
+	  build dist .dagster_home tests/support/kafka-image/build

@@ -1,0 +1,88 @@
+"""Back up Kafka topics as raw record batches, and restore them exactly.
+
+The vocabulary: a *capture* is one run of backup; it appends a *commit* to the *commit log* of each
+*topic incarnation* that changed; a commit names immutable *segments*, each exactly a Kafka ``.log``
+file, and accounts in its *ledger* for every offset of its *offset ranges*. A *restore* turns a
+*restore plan* into topics, proves it in a *restore report*, and leaves an *offset map*.
+"""
+
+from kafka_backup.config import (
+    BackupConfig,
+    ClusterConfig,
+    EngineConfig,
+    RepositoryConfig,
+    load_config,
+    parse_config,
+)
+from kafka_backup.engine import Engine
+from kafka_backup.errors import (
+    AuthorizationError,
+    BrokerError,
+    CancelledError,
+    ConfigurationError,
+    DamagedError,
+    KafkaBackupError,
+    RefusedError,
+    UnreachableError,
+    WriterConflictError,
+)
+from kafka_backup.offset_mapping import OffsetMap
+from kafka_backup.progress import (
+    BackupEvent,
+    BackupProgress,
+    CaptureFinished,
+    PartitionResult,
+    RestoreProgress,
+    StopToken,
+    TopicCommitted,
+    TopicFailed,
+    TopicUnchanged,
+)
+from kafka_backup.repository.documents import Capture, Commit, Window
+from kafka_backup.repository.restore_documents import (
+    RenameRule,
+    RestorePlan,
+    RestoreReport,
+    RestoreRequest,
+)
+from kafka_backup.selection import TopicFilter, TopicSelection
+from kafka_backup.verify import VerifyReport
+
+__all__ = [
+    "AuthorizationError",
+    "BackupConfig",
+    "BackupEvent",
+    "BackupProgress",
+    "BrokerError",
+    "CancelledError",
+    "Capture",
+    "CaptureFinished",
+    "ClusterConfig",
+    "Commit",
+    "ConfigurationError",
+    "DamagedError",
+    "Engine",
+    "EngineConfig",
+    "KafkaBackupError",
+    "OffsetMap",
+    "PartitionResult",
+    "RefusedError",
+    "RenameRule",
+    "RepositoryConfig",
+    "RestorePlan",
+    "RestoreProgress",
+    "RestoreReport",
+    "RestoreRequest",
+    "StopToken",
+    "TopicCommitted",
+    "TopicFailed",
+    "TopicFilter",
+    "TopicSelection",
+    "TopicUnchanged",
+    "UnreachableError",
+    "VerifyReport",
+    "Window",
+    "WriterConflictError",
+    "load_config",
+    "parse_config",
+]

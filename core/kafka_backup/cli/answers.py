@@ -1,0 +1,310 @@
+"""The JSON documents of the command line, made from what the engine returns.
+
+Times are RFC 3339 in UTC, offsets and counts integers, ranges half-open, sizes bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from kafka_backup.cli.session import (
+    EXIT_BUG,
+    EXIT_DAMAGED,
+    EXIT_OK,
+    EXIT_REFUSED,
+    EXIT_REQUEST,
+    EXIT_UNREACHABLE,
+    kind_of,
+)
+from kafka_backup.offset_mapping import OffsetMap
+from kafka_backup.progress import (
+    CaptureFinished,
+    PartitionResult,
+    TopicCommitted,
+    TopicFailed,
+    TopicUnchanged,
+)
+from kafka_backup.repository.commit_log import CommitLog
+from kafka_backup.repository.documents import Capture, Commit, LostSpan, PartitionRange, Window
+from kafka_backup.repository.restore_documents import (
+    PlannedTopic,
+    RestoredTopic,
+    RestorePlan,
+    RestoreReport,
+)
+from kafka_backup.times import format_time
+from kafka_backup.verify import VerifyReport
+
+Document = dict[str, Any]
+
+_WORST_FIRST = (EXIT_BUG, EXIT_DAMAGED, EXIT_REFUSED, EXIT_REQUEST, EXIT_UNREACHABLE)
+"""Of several failures the one decides that must not be missed. Unreachable comes last: its exit code
+says that the same command may succeed later, which is true only if nothing else is wrong."""
+_COUNTS = ("records", "control", "aborted", "compacted", "lost")
+_SIZES = ("records", "stored_bytes", "raw_bytes", "segments")
+
+
+def _window(window: Window | None) -> Document | None:
+    if window is None:
+        return None
+    return {"start": format_time(window.start), "end": format_time(window.end)}
+
+
+def _lost_spans(spans: Iterable[LostSpan]) -> list[Document]:
+    return [{"start": span.start, "end": span.end, "reason": span.reason} for span in spans]
+
+
+class CaptureAnswer:
+    """The answer to ``backup``, which grows with each event of the capture."""
+
+    def __init__(self) -> None:
+        self._topics: dict[str, Document] = {}
+        self._failures: list[Document] = []
+        self._codes: set[int] = set()
+        self._capture: str | None = None
+        self._finished: CaptureFinished | None = None
+
+    def add(self, event: TopicCommitted | TopicUnchanged | TopicFailed | CaptureFinished) -> None:
+        """Take in an event. Several commits of one topic become one entry with one joined range."""
+        self._capture = event.capture
+        match event:
+            case TopicCommitted():
+                self._add_commit(event)
+            case TopicUnchanged():
+                topic = self._topic(event.topic, event.topic_id)
+                topic |= {"status": "unchanged", "commit": event.commit}
+            case TopicFailed():
+                self._topic(event.topic, None)["status"] = "failed"
+                self._codes.add(event.error.exit_code)
+                self._failures.append(
+                    {
+                        "topic": event.topic,
+                        "partition": event.partition,
+                        "kind": kind_of(event.error),
+                        "message": str(event.error),
+                    }
+                )
+            case CaptureFinished():
+                self._finished = event
+
+    def _topic(self, name: str, topic_id: str | None) -> Document:
+        topic = self._topics.setdefault(
+            name,
+            {
+                "topic": name,
+                "topic_id": topic_id,
+                "status": "committed",
+                "commit": None,
+                **dict.fromkeys(_SIZES, 0),
+                "partitions": [],
+            },
+        )
+        topic["topic_id"] = topic_id or topic["topic_id"]
+        return topic
+
+    def _add_commit(self, event: TopicCommitted) -> None:
+        topic = self._topic(event.topic, event.topic_id)
+        topic["commit"] = event.commit
+        for size in _SIZES:
+            topic[size] += getattr(event, size)
+        known = {entry["partition"]: entry for entry in topic["partitions"]}
+        for part in event.partitions:
+            if (entry := known.get(part.partition)) is None:
+                known[part.partition] = _partition_result(part)
+                continue
+            entry["end"] = part.end
+            for count in _COUNTS:
+                entry[count] += getattr(part, count)
+            entry["lost_spans"] += _lost_spans(part.lost_spans)
+        topic["partitions"] = [known[partition] for partition in sorted(known)]
+
+    @property
+    def exit_code(self) -> int:
+        """0 only if all that was asked for is in the repository."""
+        lost = any(part["lost"] for topic in self._topics.values() for part in topic["partitions"])
+        codes = self._codes | ({EXIT_DAMAGED} if lost else set())
+        if worst := next((code for code in _WORST_FIRST if code in codes), None):
+            return worst
+        status = self._finished and self._finished.status
+        return {"complete": EXIT_OK, "held": EXIT_OK, "lossy": EXIT_DAMAGED}.get(status or "", EXIT_BUG)
+
+    @property
+    def document(self) -> Document:
+        """What is known so far."""
+        finished = self._finished
+        return {
+            "capture": self._capture,
+            "status": finished and finished.status,
+            "window": finished and _window(finished.window),
+            "recovery_point": finished and format_time(finished.recovery_point),
+            "topics": [self._topics[name] for name in sorted(self._topics)],
+            "failures": self._failures,
+            "seconds": finished and round(finished.seconds, 3),
+        }
+
+
+def _partition_result(part: PartitionResult) -> Document:
+    return {
+        "partition": part.partition,
+        "start": part.start,
+        "end": part.end,
+        **{count: getattr(part, count) for count in _COUNTS},
+        "lost_spans": _lost_spans(part.lost_spans),
+    }
+
+
+def captures(found: Sequence[Capture], topics: Sequence[tuple[str, str]]) -> Document:
+    """Return the answer to ``list``: captures, newest last, and the topics with their incarnations."""
+    incarnations: dict[str, list[str]] = {}
+    for topic, topic_id in topics:
+        incarnations.setdefault(topic, []).append(topic_id)
+    return {
+        "status": "ok",
+        "captures": [
+            {
+                "capture": capture.capture_id,
+                "status": capture.status,
+                "started_at": format_time(capture.started_at),
+                "ended_at": format_time(capture.ended_at),
+                "window": _window(capture.window),
+                "topics": len(capture.topics),
+                "changed": sum(topic.changed for topic in capture.topics),
+                "failures": [failure.model_dump() for failure in capture.failures],
+            }
+            for capture in found
+        ],
+        "topics": [{"topic": topic, "topic_ids": ids} for topic, ids in sorted(incarnations.items())],
+    }
+
+
+def commits(topic: str, logs: Sequence[CommitLog]) -> Document:
+    """Return the answer to ``show``: the commits of all incarnations of a topic."""
+    return {
+        "status": "ok",
+        "topic": topic,
+        "commits": [_commit(commit) for log in logs for commit in log.commits],
+    }
+
+
+def _commit(commit: Commit) -> Document:
+    parts = commit.partitions
+    return {
+        "topic_id": commit.incarnation.topic_id,
+        "commit": commit.number,
+        "capture": commit.capture_id,
+        "committed_at": format_time(commit.committed_at),
+        "window": _window(commit.window),
+        "partition_count": commit.incarnation.partition_count,
+        "replication_factor": commit.incarnation.replication_factor,
+        "configuration": {
+            name: value.value
+            for name, value in sorted(commit.incarnation.configuration.items())
+            if value.source == "DYNAMIC_TOPIC_CONFIG"
+        },
+        **{count: sum(getattr(part.ledger, count) for part in parts) for count in _COUNTS},
+        "segments": sum(len(part.segments) for part in parts),
+        "stored_bytes": sum(segment.stored_size for part in parts for segment in part.segments),
+        "raw_bytes": sum(segment.raw_size for part in parts for segment in part.segments),
+        "partitions": [_partition_range(part) for part in parts],
+    }
+
+
+def _partition_range(part: PartitionRange) -> Document:
+    return {
+        "partition": part.partition,
+        "start": part.start,
+        "end": part.end,
+        **{count: getattr(part.ledger, count) for count in _COUNTS},
+        "lost_spans": _lost_spans(part.lost),
+        "segments": len(part.segments),
+    }
+
+
+def planned(plan: RestorePlan) -> Document:
+    """Return the answer to ``restore`` without ``--execute``: what would be done."""
+    return {
+        "restore_id": plan.request.restore_id,
+        "status": "refused" if plan.problems else "planned",
+        "topics": [_planned_topic(topic) for topic in plan.topics],
+        "groups": [],
+        "problems": [problem.model_dump() for problem in plan.problems],
+    }
+
+
+def _planned_topic(topic: PlannedTopic) -> Document:
+    return {
+        "source": topic.source,
+        "source_topic_id": topic.source_topic_id,
+        "target": topic.target,
+        "creates_target": topic.target_topic_id is None,
+        "configuration": dict(topic.configuration),
+        "not_applied": dict(topic.not_applied),
+        "partitions": [
+            {
+                "partition": part.partition,
+                "source_start": part.source_start,
+                "source_end": part.source_end,
+                "records": part.records,
+                "raw_bytes": part.raw_bytes,
+                "fast_batches": part.batches - part.reencoded_batches,
+                "slow_batches": part.reencoded_batches,
+                "target_start": part.initial_end,
+                "target_end": None,
+                "verified": False,
+            }
+            for part in topic.partitions
+        ],
+    }
+
+
+def restored(report: RestoreReport) -> Document:
+    """Return the answer to ``restore --execute``: what was done, and that it was verified."""
+    return {
+        "restore_id": report.restore_id,
+        "status": report.status,
+        "attempt": report.attempt,
+        "topics": [_restored_topic(topic) for topic in report.topics],
+        "groups": [],
+        "problems": [],
+        "seconds": round(report.seconds, 3),
+    }
+
+
+def _restored_topic(topic: RestoredTopic) -> Document:
+    return {
+        "source": topic.source,
+        "target": topic.target,
+        "target_topic_id": topic.target_topic_id,
+        "configuration": dict(topic.configuration),
+        "not_applied": dict(topic.not_applied),
+        "retention_held": topic.retention_held,
+        "partitions": [part.model_dump() for part in topic.partitions],
+    }
+
+
+def offsets(request: Mapping[str, Any], offset_map: OffsetMap, source_offsets: Sequence[int]) -> Document:
+    """Return the answer to ``offset-map``; `exact` says whether that very record was restored."""
+    found = []
+    for source in source_offsets:
+        target = offset_map.to_target(source)
+        found.append({"source": source, "target": target, "exact": offset_map.to_source(target) == source})
+    return {"status": "ok", **request, "offsets": found}
+
+
+def verified(report: VerifyReport) -> Document:
+    """Return the answer to ``verify``."""
+    return {
+        "status": report.status,
+        "level": report.level,
+        "topics": report.topics,
+        "commits": report.commits,
+        "segments": report.segments,
+        "records": report.records,
+        "stored_bytes": report.stored_bytes,
+        "problems": [
+            {"kind": problem.kind, "object": problem.object, "detail": problem.detail}
+            for problem in report.problems
+        ],
+        "seconds": round(report.seconds, 3),
+    }

@@ -1,0 +1,341 @@
+"""The commands and their options. What they do is the engine's; how it looks is `tables`' business."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, Literal, NoReturn, TypeVar
+
+import click
+from pydantic import ValidationError
+
+from kafka_backup.cli import answers, tables
+from kafka_backup.cli.answers import CaptureAnswer, Document
+from kafka_backup.cli.session import EXIT_DAMAGED, EXIT_OK, EXIT_REFUSED, Session
+from kafka_backup.cli.tables import ProgressBars
+from kafka_backup.engine import Engine
+from kafka_backup.errors import ConfigurationError, DamagedError
+from kafka_backup.progress import BackupProgress, StopToken
+from kafka_backup.repository.documents import Window
+from kafka_backup.repository.restore_documents import RenameRule, RestorePlan, RestoreRequest
+from kafka_backup.selection import TopicFilter
+from kafka_backup.times import parse_time, parse_window
+
+T = TypeVar("T")
+
+
+class _Parsed(click.ParamType, Generic[T]):  # type: ignore[type-arg] # generic since click 8.3
+    """An option's value as a function of the package reads it; its errors are usage errors."""
+
+    def __init__(self, name: str, parse: Callable[[str], T]) -> None:
+        self.name = name
+        self._parse = parse
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> T:
+        try:
+            return self._parse(value)
+        except ConfigurationError as error:
+            self.fail(str(error), param, ctx)
+
+
+def _filter(text: str) -> str:
+    return TopicFilter.parse(text).text
+
+
+def _rename_rule(text: str) -> RenameRule:
+    # A replacement makes topic names, which hold no "="; a pattern may hold one.
+    pattern, sign, replacement = text.rpartition("=")
+    if not sign or not pattern:
+        raise ConfigurationError(f"not a rename rule: {text!r} (write 'PATTERN=REPLACEMENT')")
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ConfigurationError(f"rename {text!r}: not a valid regular expression ({error})") from error
+    return RenameRule(pattern=pattern, replacement=replacement)
+
+
+FILTER = _Parsed("filter", _filter)
+TIME = _Parsed("time", parse_time)
+WINDOW = _Parsed("start/end", parse_window)
+RENAME = _Parsed("pattern=replacement", _rename_rule)
+PARTITION = click.IntRange(0, 2**31 - 1)
+OFFSET = click.IntRange(0, 2**63 - 1)
+
+
+class Program(click.Group):
+    """The group of commands; it turns every end of one into an exit code."""
+
+    def main(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any
+    ) -> NoReturn:
+        """Run a command line and exit with its code."""
+        arguments = list(sys.argv[1:] if args is None else args)
+        session = Session(as_json="--json" in arguments)
+
+        def run() -> int:
+            click_main = super(Program, self).main
+            extra["standalone_mode"] = False
+            return int(click_main(arguments, prog_name or "kafka-backup", obj=session, **extra) or EXIT_OK)
+
+        sys.exit(session.close(run))
+
+
+@click.group("kafka-backup", cls=Program)
+@click.option(
+    "--config",
+    envvar="KAFKA_BACKUP_CONFIG",
+    default="kafka-backup.yaml",
+    show_default=True,
+    show_envvar=True,
+    metavar="FILE",
+    help="The configuration.",
+)
+@click.option("--debug", is_flag=True, envvar="KAFKA_BACKUP_DEBUG", help="Show stack traces of errors.")
+@click.version_option(package_name="kafka-backup-dagster", prog_name="kafka-backup")
+@click.pass_obj
+def main(session: Session, config: str, debug: bool) -> None:
+    """Back up Kafka topics, byte for byte, and restore them with proof.
+
+    Exit codes: 0 done and proved; 1 a bug; 2 the request or the configuration is wrong; 3 a broker
+    or the store could not be reached (try again); 4 data is damaged or lost; 5 refused for safety;
+    130 interrupted. Times are RFC 3339 with an offset, or milliseconds.
+    """
+    session.config_path = config
+    session.debug = debug
+
+
+as_json = click.option(
+    "--json", is_flag=True, expose_value=False, help="Print one JSON document on stdout, also for errors."
+)
+topics_option = click.option(
+    "--topic",
+    "topics",
+    multiple=True,
+    type=FILTER,
+    metavar="F",
+    help="A topic name, a wildcard (app_*) or a /regular expression/. May be repeated.",
+)
+
+
+@main.command()
+@topics_option
+@click.option(
+    "--window", type=WINDOW, metavar="START/END", help="The window of time that this capture stands for."
+)
+@as_json
+@click.pass_obj
+def backup(session: Session, topics: tuple[str, ...], window: Window | None) -> int:
+    """Capture what is new in the topics.
+
+    They are those of the configuration, unless some are named.
+    """
+    answer = CaptureAnswer()
+    session.document = answer.document
+
+    def work(engine: Engine, stop: StopToken) -> None:
+        with ProgressBars(visible=session.shows_progress) as bars:
+            for event in engine.backup(topics or None, window=window, stop=stop):
+                if isinstance(event, BackupProgress):
+                    bars.backup(event)
+                else:
+                    answer.add(event)
+                    session.document = answer.document
+
+    session.run(work)
+    document = answer.document
+    session.answer(document, tables.capture(document))
+    for failure in document["failures"]:
+        place = failure["topic"] + ("" if failure["partition"] is None else f" [{failure['partition']}]")
+        session.complain(f"{place}: {failure['message']}")
+    for topic in document["topics"]:
+        for part in topic["partitions"]:
+            for span in part["lost_spans"]:
+                place = f"{topic['topic']} [{part['partition']}]"
+                session.complain(
+                    f"{place}: offsets [{span['start']}, {span['end']}) are lost ({span['reason']})"
+                )
+    if document["status"] == "held":
+        session.say(f"nothing to do: capture {document['capture']} holds this window")
+    return answer.exit_code
+
+
+@main.command("list")
+@as_json
+@click.pass_obj
+def list_captures(session: Session) -> int:
+    """List the captures and topics, newest last."""
+    session.document = {"captures": [], "topics": []}
+    document = session.run(
+        lambda engine, _stop: answers.captures(engine.captures(), engine.repository().topics())
+    )
+    session.answer(document, *tables.captures(document))
+    return EXIT_OK
+
+
+@main.command()
+@click.argument("topic")
+@as_json
+@click.pass_obj
+def show(session: Session, topic: str) -> int:
+    """Show the commits of a topic.
+
+    That is which offsets each one covers, and what became of every single one of them.
+    """
+    session.document = {"topic": topic, "commits": []}
+    document = session.run(lambda engine, _stop: answers.commits(topic, engine.commit_logs(topic)))
+    session.answer(document, tables.commits(document))
+    return EXIT_OK
+
+
+@main.command()
+@topics_option
+@click.option(
+    "--level",
+    type=click.Choice(["structure", "data"]),
+    help="structure (the default): commits, ledgers, objects and their sizes; data: every byte as well.",
+)
+@click.option("--restore", "restore_id", metavar="ID", help="Compare what this restore wrote instead.")
+@as_json
+@click.pass_obj
+def verify(
+    session: Session,
+    topics: tuple[str, ...],
+    level: Literal["structure", "data"] | None,
+    restore_id: str | None,
+) -> int:
+    """Prove a repository or a restore."""
+    session.document = {"problems": []}
+    if restore_id is not None:
+        if topics or level:
+            raise click.UsageError("--restore goes with neither --topic nor --level")
+        return _verify_restore(session, restore_id)
+    report = session.run(
+        lambda engine, stop: engine.verify(topics or None, level=level or "structure", stop=stop)
+    )
+    document = answers.verified(report)
+    session.answer(document, *tables.verification(document))
+    if report.status == "ok":
+        return EXIT_OK
+    session.complain(f"the repository is {report.status}: {len(report.problems)} problems")
+    return EXIT_DAMAGED
+
+
+def _verify_restore(session: Session, restore_id: str) -> int:
+    try:
+        report = session.run(lambda engine, stop: engine.verify_restore(restore_id, stop=stop))
+    except DamagedError as error:
+        problem = {"kind": "damaged", "object": restore_id, "detail": str(error)}
+        document: Document = {"restore_id": restore_id, "status": "damaged", "problems": [problem]}
+        session.answer(document, *tables.verification(document))
+        session.complain(str(error))
+        return EXIT_DAMAGED
+    document = {**answers.restored(report), "status": "ok"}
+    session.answer(document, tables.restoration(document))
+    return EXIT_OK
+
+
+@main.command()
+@click.option("--id", "restore_id", metavar="ID", help="Names the restore; the same ID continues it.")
+@topics_option
+@click.option(
+    "--rename",
+    multiple=True,
+    type=RENAME,
+    metavar="'PATTERN=REPLACEMENT'",
+    help="New name for topics whose whole name matches. The first rule that matches counts.",
+)
+@click.option("--prefix", default="", metavar="P", help="Put before the names of the targets.")
+@click.option(
+    "--partition", "partitions", multiple=True, type=PARTITION, metavar="N", help="Only these partitions."
+)
+@click.option("--from", "from_ms", type=TIME, metavar="T", help="Only records from this time on.")
+@click.option("--until", "until_ms", type=TIME, metavar="T", help="Only records up to this time (inclusive).")
+@click.option("--capture", metavar="C", help="The state as of this capture.")
+@click.option(
+    "--incarnation", metavar="ID", help="The topic id to restore, where a topic was deleted and re-created."
+)
+@click.option("--execute", is_flag=True, help="Do it. Without this the plan is shown and nothing is changed.")
+@click.option(
+    "--release-retention",
+    "released_id",
+    metavar="ID",
+    help="Put the saved retention in force that a finished restore held back.",
+)
+@as_json
+@click.pass_context
+def restore(ctx: click.Context, /, released_id: str | None, execute: bool, **options: Any) -> int:
+    """Plan a restore, or do it and verify it."""
+    session: Session = ctx.obj
+    session.document = {
+        "restore_id": released_id or options["restore_id"],
+        "topics": [],
+        "groups": [],
+        "problems": [],
+    }
+    if released_id is not None:
+        if execute or any(options.values()):
+            raise click.UsageError("--release-retention goes with no other option")
+        return _release_retention(session, released_id)
+    if options["restore_id"] is None:
+        raise click.UsageError("Missing option '--id'.")
+    try:
+        request = RestoreRequest(**options)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        problem = first["msg"].removeprefix("Value error, ")
+        raise ConfigurationError(f"{'.'.join(map(str, first['loc']))}: {problem}") from error
+    return _restore(session, request, execute=execute)
+
+
+def _restore(session: Session, request: RestoreRequest, *, execute: bool) -> int:
+    def work(engine: Engine, stop: StopToken) -> tuple[RestorePlan, Document | None]:
+        plan = engine.plan_restore(request)
+        session.document = answers.planned(plan)
+        if plan.problems or not execute:
+            return plan, None
+        with ProgressBars(visible=session.shows_progress) as bars:
+            return plan, answers.restored(engine.restore(plan, stop=stop, on_progress=bars.restore))
+
+    plan, done = session.run(work)
+    if done is not None:
+        session.answer(done, tables.restoration(done))
+        return EXIT_OK
+    document = answers.planned(plan)
+    bounded = request.from_ms is not None or request.until_ms is not None
+    session.answer(document, *tables.plan(document, bounded=bounded))
+    if not plan.problems:
+        session.say("nothing was changed; add --execute to do it")
+        return EXIT_OK
+    session.complain(f"restore {request.restore_id} cannot be carried out: {plan.problems[0].detail}")
+    return EXIT_REFUSED
+
+
+def _release_retention(session: Session, restore_id: str) -> int:
+    changed = session.run(lambda engine, _stop: engine.release_retention(restore_id))
+    document = {
+        **session.document,
+        "status": "released",
+        "topics": [{"target": target} for target in changed],
+    }
+    session.answer(document, tables.released(document))
+    return EXIT_OK
+
+
+@main.command("offset-map")
+@click.option("--restore", "restore_id", required=True, metavar="ID", help="A finished restore.")
+@click.option("--topic", required=True, metavar="T", help="The source topic.")
+@click.option("--partition", required=True, type=PARTITION, metavar="N", help="The partition.")
+@click.argument("source_offsets", nargs=-1, required=True, type=OFFSET, metavar="OFFSET...")
+@as_json
+@click.pass_obj
+def offset_map(
+    session: Session, restore_id: str, topic: str, partition: int, source_offsets: tuple[int, ...]
+) -> int:
+    """Look up source offsets in a restore."""
+    request: Document = {"restore_id": restore_id, "topic": topic, "partition": partition}
+    session.document = {**request, "offsets": []}
+    found = session.run(lambda engine, _stop: engine.offset_map(restore_id, topic, partition))
+    document = answers.offsets(request, found, source_offsets)
+    session.answer(document, tables.offsets(document))
+    return EXIT_OK

@@ -1,0 +1,246 @@
+"""What people see: tables made from the JSON documents, and progress bars."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Self
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.filesize import decimal
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from kafka_backup.cli.answers import Document
+from kafka_backup.progress import BackupProgress, RestoreProgress
+
+
+def _table(title: str, *columns: str) -> Table:
+    """Make a table; a column whose name begins with ``#`` holds numbers."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    for column in columns:
+        table.add_column(
+            column.removeprefix("#"), justify="right" if column.startswith("#") else "left", overflow="fold"
+        )
+    return table
+
+
+def _count(number: int) -> str:
+    return f"{number:,}"
+
+
+def _window(window: dict[str, str] | None) -> str:
+    return f"{window['start']}/{window['end']}" if window else ""
+
+
+def _sum(parts: Iterable[Document], field: str) -> int:
+    return sum(part[field] for part in parts)
+
+
+def capture(document: Document) -> Table:
+    """Show the answer to ``backup``."""
+    table = _table(
+        f"capture {document['capture']}: {document['status']} ({document['seconds']} s)",
+        *("topic", "status", "#commit", "#partitions", "#records", "#raw", "#stored", "#lost"),
+    )
+    for topic in document["topics"]:
+        parts = topic["partitions"]
+        table.add_row(
+            topic["topic"],
+            topic["status"],
+            "" if topic["commit"] is None else str(topic["commit"]),
+            _count(len(parts)),
+            _count(topic["records"]),
+            decimal(topic["raw_bytes"]),
+            decimal(topic["stored_bytes"]),
+            _count(_sum(parts, "lost")),
+        )
+    return table
+
+
+def captures(document: Document) -> tuple[Table, Table]:
+    """Show the answer to ``list``."""
+    table = _table("captures", "capture", "started", "window", "status", "#topics", "#changed", "#failures")
+    for entry in document["captures"]:
+        table.add_row(
+            entry["capture"],
+            entry["started_at"],
+            _window(entry["window"]),
+            entry["status"],
+            _count(entry["topics"]),
+            _count(entry["changed"]),
+            _count(len(entry["failures"])),
+        )
+    topics = _table("topics", "topic", "topic ids")
+    for topic in document["topics"]:
+        topics.add_row(topic["topic"], " ".join(topic["topic_ids"]))
+    return table, topics
+
+
+def commits(document: Document) -> Table:
+    """Show the answer to ``show``: one row for each partition of each commit."""
+    table = _table(
+        f"commits of {document['topic']}",
+        *("topic id", "#commit", "committed", "capture", "#partition", "offsets", "#records", "#control"),
+        *("#aborted", "#compacted", "#lost"),
+    )
+    for commit in document["commits"]:
+        for part in commit["partitions"]:
+            table.add_row(
+                commit["topic_id"],
+                str(commit["commit"]),
+                commit["committed_at"],
+                commit["capture"],
+                str(part["partition"]),
+                f"[{part['start']}, {part['end']})",
+                *(_count(part[field]) for field in ("records", "control", "aborted", "compacted", "lost")),
+            )
+    return table
+
+
+def verification(document: Document) -> tuple[Table, ...]:
+    """Show the answer to ``verify``."""
+    summary = _table(f"verify: {document['status']}", "checked", "#count")
+    for name in ("topics", "commits", "segments", "records"):
+        if name in document:
+            summary.add_row(name, _count(document[name]))
+    return (summary, *_problems(document, "kind", "object", "detail"))
+
+
+def _problems(document: Document, *columns: str) -> tuple[Table, ...]:
+    if not document["problems"]:
+        return ()
+    table = _table("problems", *columns)
+    for problem in document["problems"]:
+        table.add_row(*("" if problem[column] is None else str(problem[column]) for column in columns))
+    return (table,)
+
+
+def plan(document: Document, *, bounded: bool) -> tuple[Table, ...]:
+    """Show the answer to ``restore`` without ``--execute``.
+
+    Args:
+        document: the plan.
+        bounded: it has time bounds, so that its record counts are upper limits.
+    """
+    table = _table(
+        f"plan of restore {document['restore_id']}: {document['status']}",
+        *("topic", "target", "#partitions", "#records", "#bytes", "#fast batches", "#slow batches"),
+        *("configuration", "not applied"),
+    )
+    for topic in document["topics"]:
+        parts = topic["partitions"]
+        table.add_row(
+            topic["source"],
+            topic["target"] + (" (new)" if topic["creates_target"] else " (exists, empty)"),
+            _count(len(parts)),
+            ("<= " if bounded else "") + _count(_sum(parts, "records")),
+            decimal(_sum(parts, "raw_bytes")),
+            _count(_sum(parts, "fast_batches")),
+            _count(_sum(parts, "slow_batches")),
+            _settings(topic["configuration"]),
+            _settings(topic["not_applied"]),
+        )
+    return (table, *_problems(document, "kind", "topic", "partition", "detail"))
+
+
+def _settings(settings: dict[str, str]) -> str:
+    return "\n".join(f"{name}={value}" for name, value in sorted(settings.items()))
+
+
+def restoration(document: Document) -> Table:
+    """Show the answer to ``restore --execute``."""
+    table = _table(
+        f"restore {document['restore_id']}: {document['status']} ({document['seconds']} s)",
+        *("topic", "target", "#partition", "target offsets", "#records", "#fast batches", "#slow batches"),
+        *("verified", "retention"),
+    )
+    for topic in document["topics"]:
+        for part in topic["partitions"]:
+            table.add_row(
+                topic["source"],
+                topic["target"],
+                str(part["partition"]),
+                f"[{part['target_start']}, {part['target_end']})",
+                _count(part["records"]),
+                _count(part["fast_batches"]),
+                _count(part["slow_batches"]),
+                "yes" if part["verified"] else "no",
+                "held" if topic["retention_held"] else "applied",
+            )
+    return table
+
+
+def released(document: Document) -> Table:
+    """Show the answer to ``restore --release-retention``."""
+    table = _table(f"retention of restore {document['restore_id']}", "target", "retention")
+    for topic in document["topics"]:
+        table.add_row(topic["target"], "applied")
+    return table
+
+
+def offsets(document: Document) -> Table:
+    """Show the answer to ``offset-map``."""
+    table = _table(
+        f"{document['topic']} [{document['partition']}] in restore {document['restore_id']}",
+        *("#source", "#target", "record"),
+    )
+    for entry in document["offsets"]:
+        table.add_row(
+            str(entry["source"]),
+            str(entry["target"]),
+            "this one" if entry["exact"] else "the next restored one, or the end",
+        )
+    return table
+
+
+class ProgressBars:
+    """A bar on stderr for each topic at work; nothing where nobody watches.
+
+    May be told from any thread.
+    """
+
+    def __init__(self, *, visible: bool) -> None:
+        self._bars = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f}% {task.fields[rate]}"),
+            TimeRemainingColumn(),
+            console=Console(file=sys.stderr, markup=False, highlight=False, emoji=False),
+            transient=True,
+            disable=not visible,
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def backup(self, progress: BackupProgress) -> None:
+        """Show how far a topic of a capture is."""
+        self._show(progress.topic, progress.offsets_done, progress.offsets_total, progress)
+
+    def restore(self, progress: RestoreProgress) -> None:
+        """Show how far a topic of a restore is."""
+        label = f"{progress.phase} {progress.target}"
+        self._show(label, progress.records_done, progress.records_total, progress)
+
+    def _show(self, label: str, done: int, total: int, progress: BackupProgress | RestoreProgress) -> None:
+        rate = progress.raw_bytes / progress.seconds if progress.seconds > 0 else 0.0
+        with self._lock:
+            if done >= total:
+                if (task := self._tasks.pop(label, None)) is not None:
+                    self._bars.remove_task(task)
+                return
+            if label not in self._tasks:
+                self._tasks[label] = self._bars.add_task(label, rate="")
+            self._bars.update(self._tasks[label], completed=done, total=total, rate=f"{decimal(int(rate))}/s")

@@ -1,0 +1,205 @@
+"""The engine: one cluster and one repository, and what can be done with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from types import TracebackType
+from typing import Self
+
+from kafka_backup import backup as _backup
+from kafka_backup import restore as _restore
+from kafka_backup import verify as _verify
+from kafka_backup.config import ClusterConfig, EngineConfig
+from kafka_backup.kafka.cluster import Cluster
+from kafka_backup.kafka.settings import ConnectionSettings
+from kafka_backup.kafka.topics import TopicAdmin
+from kafka_backup.offset_mapping import OffsetMap
+from kafka_backup.progress import BackupEvent, RestoreProgress, StopToken
+from kafka_backup.repository.commit_log import CommitLog
+from kafka_backup.repository.documents import Capture, Window
+from kafka_backup.repository.repository import Repository
+from kafka_backup.repository.restore_documents import RestorePlan, RestoreReport, RestoreRequest
+from kafka_backup.repository.store import Store, open_store
+from kafka_backup.selection import TopicSelection
+
+
+class _Side:
+    """A cluster with its two clients, opened when first needed."""
+
+    def __init__(self, config: ClusterConfig) -> None:
+        self.settings = ConnectionSettings.from_properties(config.bootstrap_servers, config.properties)
+        self.retry_seconds = config.retry_seconds
+        self._cluster: Cluster | None = None
+        self._admin: TopicAdmin | None = None
+
+    @property
+    def cluster(self) -> Cluster:
+        if self._cluster is None:
+            self._cluster = Cluster(self.settings, retry_seconds=self.retry_seconds)
+        return self._cluster
+
+    @property
+    def admin(self) -> TopicAdmin:
+        if self._admin is None:
+            self._admin = TopicAdmin(self.settings, retry_seconds=self.retry_seconds)
+        return self._admin
+
+    def close(self) -> None:
+        if self._cluster is not None:
+            self._cluster.close()
+        if self._admin is not None:
+            self._admin.close()
+
+
+class Engine:
+    """Backs up one Kafka cluster into one repository, and restores from it.
+
+    Opening one contacts nothing: brokers and store are reached when first needed. An engine may be
+    used by one thread at a time; the threads that make it fast are its own.
+    """
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.config = config
+        self._store: Store = open_store(config.repository.url, config.repository.options)
+        self._source = _Side(config.cluster)
+        self._target = self._source if config.target is None else _Side(config.target)
+
+    @classmethod
+    def open(cls, config: EngineConfig) -> Self:
+        """Make an engine from a configuration.
+
+        Raises:
+            ConfigurationError: an address, property, URL or option is wrong.
+        """
+        return cls(config)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._source.close()
+        self._target.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def repository(self) -> Repository:
+        """The repository, for reading; needs no cluster.
+
+        Raises:
+            ConfigurationError: there is none at the configured URL.
+        """
+        return Repository.open(self._store, cluster_id=None, create=False)
+
+    def backup(
+        self,
+        topics: Sequence[str] | None = None,
+        *,
+        window: Window | None = None,
+        stop: StopToken | None = None,
+    ) -> Generator[BackupEvent, None, None]:
+        """Run one capture and yield what happens, ending with CaptureFinished.
+
+        Args:
+            topics: filters instead of the configured ones.
+            window: the label of a scheduled capture, half-open, ms.
+            stop: ends the capture at its next safe point with CancelledError.
+
+        Raises:
+            ConfigurationError: a named topic does not exist, a filter is malformed.
+            UnreachableError: brokers or store could not be reached at all. A single partition that
+                cannot be reached is a TopicFailed event instead.
+            RefusedError: the repository belongs to another cluster, or another writer interfered.
+        """
+        backup = self.config.backup
+        selection = TopicSelection.parse(topics, backup.exclude) if topics is not None else backup.selection
+        return _backup.run(
+            cluster=self._source.cluster,
+            admin=self._source.admin,
+            store=self._store,
+            selection=selection,
+            settings=backup,
+            retry_seconds=self._source.retry_seconds,
+            window=window,
+            stop=stop or StopToken(),
+        )
+
+    def plan_restore(self, request: RestoreRequest) -> RestorePlan:
+        """Say what a restore would do, and everything that forbids it. Changes nothing.
+
+        A stored plan of the same restore id and request is returned as it is.
+        """
+        return _restore.plan(
+            request, repository=self.repository(), cluster=self._target.cluster, admin=self._target.admin
+        )
+
+    def restore(
+        self,
+        plan: RestorePlan,
+        *,
+        stop: StopToken | None = None,
+        on_progress: Callable[[RestoreProgress], None] | None = None,
+    ) -> RestoreReport:
+        """Carry out a plan, or go on with it, verify the result and store the report.
+
+        Raises:
+            RefusedError: the plan has problems, another attempt took over, somebody else wrote
+                into the target.
+            DamagedError: a needed object is not what the commit says, or verification failed.
+            UnreachableError: brokers or store could not be reached in time; run it again.
+        """
+        return _restore.run(
+            plan,
+            repository=self.repository(),
+            cluster=self._target.cluster,
+            admin=self._target.admin,
+            retry_seconds=self._target.retry_seconds,
+            threads=self.config.backup.max_concurrent_partitions,
+            stop=stop or StopToken(),
+            on_progress=on_progress,
+        )
+
+    def release_retention(self, restore_id: str) -> Sequence[str]:
+        """Apply the saved retention that a restore held back; returns the target topics changed."""
+        return _restore.release_retention(restore_id, repository=self.repository(), admin=self._target.admin)
+
+    def offset_map(self, restore_id: str, source_topic: str, partition: int) -> OffsetMap:
+        """The offset map of a finished restore for one source partition."""
+        return _restore.offset_map(restore_id, source_topic, partition, repository=self.repository())
+
+    def verify(
+        self,
+        topics: Sequence[str] | None = None,
+        *,
+        level: _verify.Level = "structure",
+        stop: StopToken | None = None,
+    ) -> _verify.VerifyReport:
+        """Prove that the repository is what its commits say; see `verify.verify`."""
+        selection = TopicSelection.parse(topics) if topics is not None else None
+        return _verify.verify(self.repository(), selection=selection, level=level, stop=stop)
+
+    def verify_restore(self, restore_id: str, *, stop: StopToken | None = None) -> RestoreReport:
+        """Compare a restored target with the repository again, batch by batch."""
+        return _restore.verify_restore(
+            restore_id,
+            repository=self.repository(),
+            cluster=self._target.cluster,
+            retry_seconds=self._target.retry_seconds,
+            threads=self.config.backup.max_concurrent_partitions,
+            stop=stop or StopToken(),
+        )
+
+    def captures(self) -> Sequence[Capture]:
+        """All captures, oldest first."""
+        return self.repository().captures()
+
+    def commit_logs(self, topic: str) -> Sequence[CommitLog]:
+        """The commit logs of a topic, one for each of its incarnations.
+
+        Raises:
+            ConfigurationError: the repository holds no such topic.
+        """
+        return self.repository().commit_logs(topic)

@@ -1,0 +1,294 @@
+"""One blocking connection to one broker: framed requests and responses, in order.
+
+Blocking sockets and plain threads, because ``recv_into`` with MSG_WAITALL and ``sendmsg`` run outside the
+GIL: a thread that waits for the network costs nothing, and record bytes are never copied on the way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import socket
+import ssl
+import struct
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from kio.schema.api_versions.v3.request import ApiVersionsRequest
+from kio.schema.api_versions.v3.response import ApiVersionsResponse
+from kio.schema.sasl_authenticate.v2.request import SaslAuthenticateRequest
+from kio.schema.sasl_authenticate.v2.response import SaslAuthenticateResponse
+from kio.schema.sasl_handshake.v1.request import SaslHandshakeRequest
+from kio.schema.sasl_handshake.v1.response import SaslHandshakeResponse
+from kio.serial import entity_reader, entity_writer
+from kio.serial.errors import SerialError
+
+from kafka_backup.errors import AuthorizationError, ConfigurationError, UnreachableError
+from kafka_backup.kafka import auth
+from kafka_backup.kafka.settings import Address, ConnectionSettings
+
+Buffer = bytes | bytearray | memoryview
+Response = TypeVar("Response")
+
+NEEDED_APIS = {
+    0: ("Produce", 9),
+    1: ("Fetch", 13),
+    2: ("ListOffsets", 7),
+    3: ("Metadata", 12),
+    19: ("CreateTopics", 7),
+    22: ("InitProducerId", 4),
+    23: ("OffsetForLeaderEpoch", 4),
+}
+"""The one version that we speak of each API; all of them came by Kafka 3.1 and are in 4.x."""
+_RECEIVE_BUFFER = 4 << 20
+_LARGEST_FRAME = 1 << 30
+_SLICE_SECONDS = 0.2
+_TIMEVAL = struct.Struct("@ll")
+_UNSUPPORTED_VERSION = 35
+_SIZE = struct.Struct(">i")
+_REQUEST_HEADER = struct.Struct(">hhih")
+
+
+class Connection:
+    """A connection that is ready for requests: encrypted, authenticated, versions checked.
+
+    One thread uses it at a time. After any error it is closed, because a half-read response cannot be
+    skipped. `close` may be called from another thread, and ends a blocked read at once.
+    """
+
+    def __init__(self, address: Address, settings: ConnectionSettings) -> None:
+        """Connect.
+
+        Raises:
+            UnreachableError: nobody answers at the address.
+            AuthorizationError: the broker does not accept the credentials.
+            ConfigurationError: the broker is older than Kafka 3.1, or a certificate file is unusable.
+        """
+        self.address = address
+        self._settings = settings
+        self._client_id = settings.client_id.encode()
+        self._correlation_id = 0
+        self._expected: deque[int] = deque()
+        self._closed = False
+        self._in_use = threading.RLock()
+        try:
+            self._socket = _connect(address, settings)
+        except ssl.SSLCertVerificationError as error:
+            raise ConfigurationError(
+                f"the certificate of broker {address} is not trusted: {error.verify_message}; check ssl.ca.location"
+            ) from error
+        except OSError as error:
+            raise UnreachableError(
+                f"cannot connect to broker {address}: {error}; does it run, and is security.protocol right?"
+            ) from error
+        self._tls = isinstance(self._socket, ssl.SSLSocket)
+        try:
+            self._check_versions()
+            if settings.uses_sasl:
+                self._authenticate()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def closed(self) -> bool:
+        """Whether the connection can no longer be used."""
+        return self._closed
+
+    def close(self) -> None:
+        """Close it; a read that is blocked in another thread ends with UnreachableError."""
+        self._closed = True
+        with contextlib.suppress(OSError):  # not connected any more: that is what we want
+            # Not SSLSocket's own method: after that one a reader in another thread goes on in plain text.
+            socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+        with self._in_use:  # a descriptor freed under a reader could be a new connection's already
+            self._socket.close()
+
+    def request(
+        self,
+        payload: Any,
+        response_type: type[Response],
+        *,
+        timeout: float | None = None,
+        check_stop: Callable[[], None] | None = None,
+    ) -> Response:
+        """Send one typed request and wait for its response.
+
+        Args:
+            payload: a request entity of kio.
+            response_type: the response entity of the same API and version.
+            timeout: seconds without a byte until the broker counts as gone; by default socket.timeout.ms.
+            check_stop: called a few times a second while nothing comes; raises to stop.
+
+        Raises:
+            UnreachableError: no whole answer came, or none that can be read.
+        """
+        body = io.BytesIO()
+        entity_writer(type(payload))(body, payload)
+        self.send(payload.__api_key__, payload.__version__, body.getvalue(), flexible=payload.__flexible__)
+        return self._decode(self.receive(timeout=timeout, check_stop=check_stop), response_type)
+
+    def _decode(self, frame: memoryview, response_type: type[Response]) -> Response:
+        # ApiVersions responses have the old header, so that any client can read them (KIP-511).
+        flexible = response_type.__header_schema__.__version__ == 1  # type: ignore[attr-defined]
+        try:
+            entity, _ = entity_reader(response_type)(bytes(frame), 5 if flexible else 4)  # type: ignore[type-var]
+        except (SerialError, ValueError) as error:
+            self.close()
+            raise UnreachableError(
+                f"broker {self.address} sent a {response_type.__name__} that cannot be read: {error}"
+            ) from error
+        return entity
+
+    def send(self, api_key: int, version: int, *buffers: Buffer, flexible: bool = True) -> None:
+        """Send one request, gathered from buffers that are not copied; its response must be received."""
+        self._correlation_id = (self._correlation_id + 1) & 0x7FFFFFFF
+        header = _REQUEST_HEADER.pack(api_key, version, self._correlation_id, len(self._client_id))
+        header += self._client_id + (b"\0" if flexible else b"")
+        size = len(header) + sum(map(len, buffers))
+        with self._working():
+            self._expected.append(self._correlation_id)
+            self._send_all([_SIZE.pack(size) + header, *buffers])
+
+    @contextlib.contextmanager
+    def _working(self) -> Iterator[None]:
+        """Close the connection after any error in the block, and name the broker in it."""
+        try:
+            with self._in_use:
+                if self._closed:
+                    raise OSError("we closed it")
+                yield
+        except OSError as error:
+            reason = "we closed it" if self._closed else str(error)
+            self.close()
+            raise UnreachableError(f"the connection to broker {self.address} broke: {reason}") from error
+        except BaseException:
+            self.close()
+            raise
+
+    def _send_all(self, buffers: Sequence[Buffer]) -> None:
+        views = deque(memoryview(buffer) for buffer in buffers if len(buffer))
+        last_progress = time.monotonic()
+        while views:
+            try:
+                # TLS cannot gather; the buffers go one after the other.
+                sent = self._socket.send(views[0]) if self._tls else self._socket.sendmsg(views)
+            except (BlockingIOError, TimeoutError):
+                if time.monotonic() - last_progress > self._settings.socket_timeout:
+                    raise OSError(f"it took nothing for {self._settings.socket_timeout:g} s") from None
+                continue
+            last_progress = time.monotonic()
+            while views and sent >= len(views[0]):
+                sent -= len(views.popleft())
+            if sent:
+                views[0] = views[0][sent:]
+
+    def receive(
+        self,
+        buffer: bytearray | None = None,
+        *,
+        timeout: float | None = None,
+        check_stop: Callable[[], None] | None = None,
+    ) -> memoryview:
+        """Receive the next response, correlation id included (4 bytes), as one writable view.
+
+        Args:
+            buffer: taken if it is large enough, else a new one is made; the view is into it.
+            timeout: seconds without a byte until the broker counts as gone; by default socket.timeout.ms.
+            check_stop: called a few times a second while nothing comes; raises to stop.
+
+        Raises:
+            UnreachableError: the connection ended, timed out, or answered something else.
+        """
+        patience = self._settings.socket_timeout if timeout is None else timeout
+        prefix = bytearray(8)
+        with self._working():
+            self._read(memoryview(prefix), patience, check_stop)
+            size, correlation_id = struct.unpack(">ii", prefix)
+            expected = self._expected.popleft() if self._expected else None
+            if correlation_id != expected or not 4 <= size <= _LARGEST_FRAME:
+                raise OSError(f"an answer that nobody asked for (id {correlation_id}, {size} bytes)")
+            if buffer is None or len(buffer) < size:
+                buffer = bytearray(size)
+            view = memoryview(buffer)[:size]
+            view[:4] = prefix[4:]
+            self._read(view[4:], patience, check_stop)
+        return view
+
+    def _read(self, view: memoryview, patience: float, check_stop: Callable[[], None] | None) -> None:
+        flags = 0 if self._tls else socket.MSG_WAITALL
+        last_progress = time.monotonic()
+        while view:
+            try:
+                count = self._socket.recv_into(view, len(view), flags)
+            except (BlockingIOError, TimeoutError):
+                if check_stop is not None:
+                    check_stop()
+                if time.monotonic() - last_progress > patience:
+                    raise OSError(f"it sent nothing for {patience:g} s") from None
+                continue
+            if count == 0:
+                raise OSError("the broker closed it")
+            view = view[count:]
+            last_progress = time.monotonic()
+
+    def _check_versions(self) -> None:
+        request = ApiVersionsRequest(client_software_name="kafka-backup", client_software_version="1")
+        body = io.BytesIO()
+        entity_writer(ApiVersionsRequest)(body, request)
+        self.send(request.__api_key__, request.__version__, body.getvalue())
+        frame = self.receive()
+        # Who does not know this version answers in version 0, whose error code is in the same place (KIP-511).
+        if int.from_bytes(frame[4:6], "big") == _UNSUPPORTED_VERSION:
+            raise ConfigurationError(
+                f"broker {self.address} does not speak ApiVersions version 3; Kafka 3.1 or newer is needed"
+            )
+        known = {api.api_key: api for api in self._decode(frame, ApiVersionsResponse).api_keys}
+        for key, (name, version) in NEEDED_APIS.items():
+            api = known.get(key)  # type: ignore[call-overload]
+            if api is None or not api.min_version <= version <= api.max_version:
+                raise ConfigurationError(
+                    f"broker {self.address} does not speak {name} version {version}; Kafka 3.1 or newer is needed"
+                )
+
+    def _authenticate(self) -> None:
+        mechanism = self._settings.properties["sasl.mechanism"]
+        shake = self.request(SaslHandshakeRequest(mechanism=mechanism), SaslHandshakeResponse)
+        if shake.error_code:
+            raise AuthorizationError(
+                f"broker {self.address} does not offer {mechanism}, only {', '.join(shake.mechanisms)}"
+            )
+
+        def exchange(token: bytes) -> bytes:
+            answer = self.request(SaslAuthenticateRequest(auth_bytes=token), SaslAuthenticateResponse)
+            if answer.error_code:
+                raise AuthorizationError(
+                    f"broker {self.address} refused user {self._settings.properties['sasl.username']!r}: "
+                    f"{answer.error_message or answer.error_code.name}; check sasl.username and sasl.password"
+                )
+            return answer.auth_bytes
+
+        auth.authenticate(exchange, self._settings, self.address)
+
+
+def _connect(address: Address, settings: ConnectionSettings) -> socket.socket:
+    raw = socket.create_connection((address.host, address.port), timeout=settings.connect_timeout)
+    try:
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+        if settings.uses_tls:
+            raw = auth.wrap_tls(raw, address, settings)
+            raw.settimeout(_SLICE_SECONDS)
+            return raw
+        # The kernel's timeouts, because settimeout() makes the socket non-blocking and MSG_WAITALL void.
+        raw.settimeout(None)
+        slice_ = _TIMEVAL.pack(0, int(_SLICE_SECONDS * 1_000_000))
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, slice_)
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, slice_)
+    except BaseException:
+        raw.close()
+        raise
+    return raw

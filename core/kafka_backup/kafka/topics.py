@@ -1,0 +1,181 @@
+"""Topics and their settings: described, created, changed, deleted."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin._config import AlterConfigOpType, ConfigEntry, ConfigResource, ConfigSource
+from confluent_kafka.admin._resource import ResourceType
+from confluent_kafka.cimpl import NewTopic
+from kio.schema.create_topics.v7.request import (
+    CreatableTopic,
+    CreatableTopicConfig,
+    CreateTopicsRequest,
+)
+from kio.schema.create_topics.v7.response import CreateTopicsResponse
+from kio.schema.errors import ErrorCode
+
+from kafka_backup.errors import KafkaBackupError, UnreachableError
+from kafka_backup.kafka.cluster import Cluster, broker_error
+from kafka_backup.kafka.settings import ConnectionSettings
+
+_BATCH = 500
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfigValue:
+    """One setting in force and where it comes from (Kafka's ConfigSource name); None where it is hidden."""
+
+    value: str | None
+    source: str
+
+
+class TopicAdmin:
+    """An admin client for the topics of one cluster."""
+
+    def __init__(self, settings: ConnectionSettings, *, retry_seconds: float) -> None:
+        """Prepare; nothing is contacted yet."""
+        self._settings = settings
+        self._retry_seconds = retry_seconds
+        self._client: AdminClient | None = None
+
+    def close(self) -> None:
+        """Let go of the client."""
+        self._client = None
+
+    def _admin(self) -> AdminClient:
+        if self._client is None:
+            self._client = AdminClient({**self._settings.for_librdkafka(), "log_level": 0})
+        return self._client
+
+    def _result(self, future: Future[Any], what: str) -> Any:
+        try:
+            return future.result(self._retry_seconds + 10)
+        except KafkaException as error:
+            raise _error(error.args[0], what) from error
+        except TimeoutError as error:
+            raise UnreachableError(f"{what}: no answer within {self._retry_seconds:g} s") from error
+
+    def describe_configs(self, topics: Sequence[str]) -> Mapping[str, Mapping[str, ConfigValue]]:
+        """Return every setting of each topic by name.
+
+        Raises:
+            KafkaBackupError: naming the first topic that cannot be described.
+        """
+        described = {}
+        for start in range(0, len(topics), _BATCH):
+            resources = [ConfigResource(ResourceType.TOPIC, name) for name in topics[start : start + _BATCH]]
+            futures = self._admin().describe_configs(resources, request_timeout=self._retry_seconds)
+            for resource, future in futures.items():
+                entries = self._result(future, f"describing the settings of topic {resource.name}")
+                described[resource.name] = {
+                    name: ConfigValue(
+                        value=None if entry.is_sensitive else entry.value,
+                        source=ConfigSource(entry.source).name,
+                    )
+                    for name, entry in entries.items()
+                }
+        return described
+
+    def create_topic(
+        self, name: str, *, partitions: int, replication_factor: int, configs: Mapping[str, str]
+    ) -> None:
+        """Create a topic. The caller waits until its leaders are known (`wait_for_leaders`)."""
+        topic = NewTopic(
+            name, num_partitions=partitions, replication_factor=replication_factor, config=dict(configs)
+        )
+        futures = self._admin().create_topics([topic], request_timeout=self._retry_seconds)
+        self._result(futures[name], f"creating topic {name}")
+
+    def alter_configs(self, topic: str, *, set: Mapping[str, str], delete: Collection[str]) -> None:
+        """Set some settings and put others back to the broker's default, in one step (KIP-339)."""
+        entries = [
+            ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
+            for name, value in sorted(set.items())
+        ]
+        entries += [
+            ConfigEntry(name, None, incremental_operation=AlterConfigOpType.DELETE) for name in sorted(delete)
+        ]
+        if not entries:
+            return
+        resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=entries)
+        futures = self._admin().incremental_alter_configs([resource], request_timeout=self._retry_seconds)
+        self._result(futures[resource], f"changing the settings of topic {topic}")
+
+    def delete_topic(self, name: str) -> None:
+        """Delete a topic."""
+        futures = self._admin().delete_topics([name], request_timeout=self._retry_seconds)
+        self._result(futures[name], f"deleting topic {name}")
+
+
+def _error(error: KafkaError, what: str) -> KafkaBackupError:
+    if error.code() < 0:  # librdkafka's own: no connection, timed out
+        return UnreachableError(f"{what}: {error.str()}")
+    return broker_error(error.code(), f"{what}: {error.str()}")
+
+
+def wait_for_leaders(cluster: Cluster, topic: str, *, partitions: int) -> str:
+    """Wait until a new topic is known with a leader for each partition; returns its topic id.
+
+    Raises:
+        UnreachableError: it was not within the cluster's retry time.
+    """
+    end = time.monotonic() + cluster.retry_seconds
+    while True:
+        found = cluster.metadata([topic]).topics.get(topic)
+        if found is not None and sum(part.leader >= 0 for part in found.partitions.values()) == partitions:
+            return found.topic_id
+        if time.monotonic() > end:
+            raise UnreachableError(
+                f"topic {topic} has not got all its leaders within {cluster.retry_seconds:g} s of its creation"
+            )
+        time.sleep(0.05)
+
+
+def validate_topic(
+    cluster: Cluster,
+    name: str,
+    *,
+    partitions: int,
+    replication_factor: int,
+    configuration: Mapping[str, str] | None = None,
+) -> dict[str, str]:
+    """Ask the brokers whether a topic could be created so; creates nothing (CreateTopics, validateOnly).
+
+    Returns:
+        Every setting that would be in force. Where the topic exists already, an empty mapping.
+
+    Raises:
+        BrokerError: it could not; with the broker's reason.
+        AuthorizationError: we may not create it.
+    """
+    payload = CreateTopicsRequest(
+        topics=(
+            CreatableTopic(
+                name=name,  # type: ignore[arg-type]
+                num_partitions=partitions,  # type: ignore[arg-type]
+                replication_factor=replication_factor,  # type: ignore[arg-type]
+                assignments=(),
+                configs=tuple(
+                    CreatableTopicConfig(name=key, value=value)
+                    for key, value in sorted((configuration or {}).items())
+                ),
+            ),
+        ),
+        timeout=datetime.timedelta(seconds=10),  # type: ignore[arg-type]
+        validate_only=True,
+    )
+    answer = cluster.ask_any(f"validating topic {name}", payload, CreateTopicsResponse)
+    (result,) = answer.topics
+    if result.error_code == ErrorCode.topic_already_exists:
+        return {}
+    if result.error_code:
+        raise broker_error(result.error_code, result.error_message or name)
+    return {entry.name: entry.value or "" for entry in result.configs or ()}

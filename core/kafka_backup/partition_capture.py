@@ -1,0 +1,400 @@
+"""Capture one partition: fetch it, account for every offset, store what must be kept.
+
+The account is the point. Whatever lies between the position and the end is a kept record, a control
+or aborted record that was read, an offset that the cleaner removed (asked twice), or lost; nothing
+is ever computed as "the rest".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from kafka_backup.errors import DamagedError, UnreachableError
+from kafka_backup.kafka.cluster import EARLIEST, LATEST, Cluster, OffsetAnswer
+from kafka_backup.kafka.fetch import (
+    FETCH_BYTES,
+    FetchedPartition,
+    OffsetOutOfRangeError,
+    PartitionFetcher,
+)
+from kafka_backup.progress import StopToken
+from kafka_backup.records.aborted import AbortedFilter
+from kafka_backup.records.batch import BatchHeader, crc_is_valid
+from kafka_backup.records.codec import decode_batch
+from kafka_backup.repository.documents import LeaderEpoch, Ledger, LostSpan, SegmentEntry
+from kafka_backup.repository.segments import Compression, SegmentWriter, choose_compression
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartitionWork:
+    """What to capture of one partition: offsets ``[start, end)``, as the ends were asked.
+
+    Attributes:
+        compacts: the topic's cleanup policy holds or held ``compact``, so gaps are explained.
+    """
+
+    topic: str
+    topic_id: str
+    partition: int
+    start: int
+    end: int
+    compacts: bool
+
+    @property
+    def name(self) -> str:
+        """The partition, for messages."""
+        return f"{self.topic} [{self.partition}]"
+
+
+@dataclass(slots=True, kw_only=True)
+class CapturedRange:
+    """A finished piece of a partition: ``[start, end)`` with its segments stored and durable."""
+
+    start: int
+    end: int
+    ledger: Ledger = field(default_factory=Ledger)
+    lost: list[LostSpan] = field(default_factory=list)
+    epochs: list[LeaderEpoch] = field(default_factory=list)
+    segments: list[SegmentEntry] = field(default_factory=list)
+
+    def extend(self, other: CapturedRange) -> None:
+        """Append the piece that follows this one."""
+        self.end = other.end
+        self.ledger += other.ledger
+        self.lost += other.lost
+        self.epochs += other.epochs
+        self.segments += other.segments
+
+
+@dataclass(slots=True)
+class _Tally:
+    """Counters of the piece at hand; a Ledger is only made when the piece ends."""
+
+    records: int = 0
+    control: int = 0
+    aborted: int = 0
+    compacted: int = 0
+    lost: list[LostSpan] = field(default_factory=list)
+    epochs: list[LeaderEpoch] = field(default_factory=list)
+
+    def ledger(self) -> Ledger:
+        return Ledger(
+            records=self.records,
+            control=self.control,
+            aborted=self.aborted,
+            compacted=self.compacted,
+            lost=sum(span.end - span.start for span in self.lost),
+        )
+
+
+WriterFactory = Callable[[PartitionWork, int, int, Compression], SegmentWriter]
+"""Opens the writer of a partition's next segment: (work, counter, first offset, compression)."""
+
+
+class PartitionCapture:
+    """Runs one PartitionWork and yields it in pieces, each ending with a stored segment."""
+
+    def __init__(
+        self,
+        work: PartitionWork,
+        *,
+        cluster: Cluster,
+        open_writer: WriterFactory,
+        compression: str,
+        segment_bytes: int,
+        retry_seconds: float,
+        stop: StopToken,
+        on_bytes: Callable[[int, int], None],
+    ) -> None:
+        """Prepare; nothing is contacted yet.
+
+        Args:
+            work: what to capture.
+            cluster: where to fetch it.
+            open_writer: opens a segment.
+            compression: the configured compression (auto, zstd, none).
+            segment_bytes: raw bytes at which a segment is closed.
+            retry_seconds: how long fetching may make no progress.
+            stop: ends the capture with CancelledError.
+            on_bytes: told (position, raw bytes of record batches kept) after each response.
+        """
+        self._work = work
+        self._cluster = cluster
+        self._open_writer = open_writer
+        self._compression = compression
+        self._segment_bytes = segment_bytes
+        self._retry_seconds = retry_seconds
+        self._stop = stop
+        self._on_bytes = on_bytes
+        self._position = work.start
+        self._piece_start = work.start
+        self._tally = _Tally()
+        self._writer: SegmentWriter | None = None
+        self._index = 0
+
+    def pieces(self) -> Iterator[CapturedRange]:
+        """Capture, yielding each piece as soon as it is durable; the pieces are contiguous.
+
+        Raises:
+            DamagedError: a batch whose CRC is wrong, a log that contradicts itself, or a log that
+                was cut back below what was captured.
+            UnreachableError: the retries are used up.
+        """
+        try:
+            while self._position < self._work.end:
+                try:
+                    yield from self._fetch_to_end()
+                except OffsetOutOfRangeError:
+                    # The lost span must begin a segment: readers cut a segment's start, never its middle.
+                    if self._position > self._piece_start:
+                        yield self._close_piece()
+                    self._skip_what_retention_took()
+            piece = self._close_piece()
+            if piece.end > piece.start:
+                yield piece
+        finally:
+            if self._writer is not None:
+                self._writer.abort()
+
+    def _fetch_to_end(self) -> Iterator[CapturedRange]:
+        work = self._work
+        fetcher = PartitionFetcher(
+            self._cluster,
+            work.topic,
+            work.topic_id,
+            work.partition,
+            start=self._position,
+            end=work.end,
+            isolation="read_committed",
+            retry_seconds=self._retry_seconds,
+            check_stop=self._stop.check,
+            max_bytes=min(FETCH_BYTES, self._segment_bytes),
+        )
+        with fetcher:
+            for fetched in fetcher:
+                self._take(fetched)
+                if self._writer is not None and self._writer.raw_size >= self._segment_bytes:
+                    yield self._close_piece()
+
+    def _take(self, fetched: FetchedPartition) -> None:
+        """Account for one fetch response and store what must be kept of it."""
+        work = self._work
+        aborted = AbortedFilter(fetched.aborted)
+        gaps: list[tuple[int, int]] = []
+        run: list[BatchHeader] = []
+        run_start = run_end = kept_bytes = 0
+        past_the_end = False
+        for position, header in fetched.batches:
+            if header.base_offset >= work.end:
+                past_the_end = True
+                break
+            if header.last_offset < self._position:
+                continue
+            self._check(fetched, position, header)
+            if header.base_offset > self._position:
+                gaps.append((self._position, header.base_offset))
+                self._position = header.base_offset
+            self._note_epoch(header)
+            if self._account(fetched, position, header, aborted):
+                if run and run_end != position:
+                    self._store(fetched, run_start, run_end, run)
+                    run = []
+                if not run:
+                    run_start = position
+                run.append(header)
+                run_end = position + header.size
+                kept_bytes += header.size
+            self._position = header.next_offset
+        if run:
+            self._store(fetched, run_start, run_end, run)
+        # What is missing behind the last batch only a batch at or past the end can tell.
+        if past_the_end and self._position < work.end:
+            gaps.append((self._position, work.end))
+            self._position = work.end
+        self._explain(gaps, fetched)
+        self._on_bytes(self._position, kept_bytes)
+
+    def _check(self, fetched: FetchedPartition, position: int, header: BatchHeader) -> None:
+        work = self._work
+        if not crc_is_valid(fetched.records, position, header):
+            raise DamagedError(
+                f"{work.name}: the batch at offset {header.base_offset} fails its CRC check as broker "
+                f"{fetched.broker} sent it; check that broker's log with kafka-dump-log, then run again"
+            )
+        if header.last_offset >= work.end:
+            raise DamagedError(
+                f"{work.name}: the batch [{header.base_offset}, {header.next_offset}) crosses the last "
+                f"stable offset {work.end}; brokers end it at a batch boundary, so the log changed"
+            )
+
+    def _account(
+        self, fetched: FetchedPartition, position: int, header: BatchHeader, aborted: AbortedFilter
+    ) -> bool:
+        """Count one batch; True if it belongs into the segment."""
+        tally = self._tally
+        first = max(header.base_offset, self._position)
+        is_aborted = aborted.is_aborted(position, header, fetched.records)
+        if header.record_count == header.offset_count:
+            present = header.next_offset - first
+        else:
+            present = self._account_gapped(fetched, position, header, first)
+        if header.is_control:
+            tally.control += present
+        elif is_aborted:
+            tally.aborted += present
+        else:
+            tally.records += present
+            return present > 0
+        return False
+
+    def _account_gapped(
+        self, fetched: FetchedPartition, position: int, header: BatchHeader, first: int
+    ) -> int:
+        """Count the missing offsets inside a batch that the cleaner thinned out; return the present."""
+        missing = header.next_offset - first
+        if self._work.compacts and first == header.base_offset:
+            self._tally.compacted += missing - header.record_count
+            return header.record_count
+        offsets = [r.offset for r in decode_batch(fetched.records, position) if r.offset >= first]
+        if self._work.compacts:
+            self._tally.compacted += missing - len(offsets)
+            return len(offsets)
+        expected = first
+        for offset in [*offsets, header.next_offset]:
+            if offset > expected:
+                self._tally.lost.append(LostSpan(start=expected, end=offset, reason="unexplained"))
+            expected = offset + 1
+        return len(offsets)
+
+    def _store(self, fetched: FetchedPartition, start: int, end: int, headers: Sequence[BatchHeader]) -> None:
+        if self._writer is None:
+            self._writer = self._open_writer(
+                self._work,
+                self._index,
+                headers[0].base_offset,
+                choose_compression(self._compression, headers[0]),
+            )
+            self._index += 1
+        self._writer.add(fetched.records[start:end], headers)
+
+    def _note_epoch(self, header: BatchHeader) -> None:
+        epochs = self._tally.epochs
+        epoch = header.partition_leader_epoch
+        if epoch >= 0 and (not epochs or epochs[-1].epoch < epoch):
+            epochs.append(LeaderEpoch(epoch=epoch, start_offset=max(header.base_offset, self._piece_start)))
+
+    def _explain(self, gaps: Sequence[tuple[int, int]], fetched: FetchedPartition) -> None:
+        """Find out why offsets are missing, by evidence of their own."""
+        if not gaps:
+            return
+        tally = self._tally
+        open_gaps = []
+        for start, end in gaps:
+            below = min(end, max(start, fetched.log_start_offset))
+            if below > start:
+                tally.lost.append(LostSpan(start=start, end=below, reason="retention"))
+                start = below
+            if start < end:
+                open_gaps.append((start, end))
+        if not open_gaps:
+            return
+        if not self._work.compacts:
+            tally.lost += [LostSpan(start=s, end=e, reason="unexplained") for s, e in open_gaps]
+            return
+        while open_gaps:
+            try:
+                self._confirm_compacted(open_gaps)
+                break
+            except OffsetOutOfRangeError:
+                open_gaps = self._without_what_retention_took(open_gaps)
+        tally.compacted += sum(end - start for start, end in open_gaps)
+
+    def _without_what_retention_took(self, gaps: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """The log start moved past a gap before its second look: below it, nothing can be proved any more."""
+        log_start = self._ask({(self._work.topic, self._work.partition): EARLIEST}).offset
+        if log_start <= gaps[0][0]:
+            raise DamagedError(
+                f"{self._work.name}: offset {gaps[0][0]} is out of range although the log starts at {log_start}; "
+                "the log was cut back (unclean leader election?)"
+            )
+        left = []
+        for start, end in gaps:
+            below = min(end, max(start, log_start))
+            if below > start:
+                self._tally.lost.append(LostSpan(start=start, end=below, reason="retention"))
+            if below < end:
+                left.append((below, end))
+        return left
+
+    def _confirm_compacted(self, gaps: Sequence[tuple[int, int]]) -> None:
+        """Fetch again from the first gap on: still no batch may lie in any of the gaps."""
+        work = self._work
+        fetcher = PartitionFetcher(
+            self._cluster,
+            work.topic,
+            work.topic_id,
+            work.partition,
+            start=gaps[0][0],
+            end=gaps[-1][1],
+            isolation="read_committed",
+            retry_seconds=self._retry_seconds,
+            check_stop=self._stop.check,
+        )
+        pending = list(reversed(gaps))
+        with fetcher:
+            for fetched in fetcher:
+                for _, header in fetched.batches:
+                    while pending and pending[-1][1] <= header.base_offset:
+                        pending.pop()
+                    if not pending:
+                        return
+                    start, end = pending[-1]
+                    if header.base_offset < end and header.last_offset >= start:
+                        raise DamagedError(
+                            f"{work.name}: a first fetch showed no batch in offsets [{start}, {end}), a second "
+                            f"one shows [{header.base_offset}, {header.next_offset}); a broker answers "
+                            "inconsistently. Nothing of it was committed; run again"
+                        )
+
+    def _skip_what_retention_took(self) -> None:
+        """Judge an OFFSET_OUT_OF_RANGE: below log start is lost, above the end is divergence."""
+        work = self._work
+        key = (work.topic, work.partition)
+        log_start = self._ask({key: EARLIEST})
+        if log_start.offset <= self._position:
+            end = self._ask({key: LATEST})
+            raise DamagedError(
+                f"{work.name}: offset {self._position} is out of the log's range [{log_start.offset}, "
+                f"{end.offset}) although it was captured or promised before; the log was cut back (unclean "
+                "leader election?)"
+            )
+        until = min(log_start.offset, work.end)
+        self._tally.lost.append(LostSpan(start=self._position, end=until, reason="retention"))
+        self._position = until
+
+    def _ask(self, question: dict[tuple[str, int], int]) -> OffsetAnswer:
+        ((_, answer),) = self._cluster.list_offsets(
+            question, isolation="read_committed", deadline=self._retry_seconds
+        ).items()
+        if not isinstance(answer, OffsetAnswer):
+            raise UnreachableError(f"{self._work.name}: the offsets could not be asked: {answer}") from answer
+        return answer
+
+    def _close_piece(self) -> CapturedRange:
+        """Make the open segment durable and return the piece that it ends."""
+        segments = []
+        if self._writer is not None:
+            segments.append(self._writer.finish())
+            self._writer = None
+        tally, self._tally = self._tally, _Tally()
+        piece = CapturedRange(
+            start=self._piece_start,
+            end=self._position,
+            ledger=tally.ledger(),
+            lost=tally.lost,
+            epochs=tally.epochs,
+            segments=segments,
+        )
+        self._piece_start = self._position
+        return piece

@@ -1,0 +1,171 @@
+"""What the engine tells its caller while it works, and how the caller tells it to stop.
+
+Events are plain frozen values. The engine never prints: the command line draws bars from them,
+Dagster turns them into materializations and log lines.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from kafka_backup.errors import CancelledError, KafkaBackupError
+from kafka_backup.repository.documents import LostSpan, Window
+
+
+class StopToken:
+    """A request to stop, shared by all threads of one run. A child also stops with its parent."""
+
+    def __init__(self, parent: StopToken | None = None) -> None:
+        self._event = threading.Event()
+        self._parent = parent
+
+    def stop(self) -> None:
+        """Ask the run to end at its next safe point; may be called from any thread."""
+        self._event.set()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether somebody asked to stop."""
+        return self._event.is_set() or (self._parent is not None and self._parent.stopped)
+
+    def check(self) -> None:
+        """Raise CancelledError if somebody asked to stop."""
+        if self.stopped:
+            raise CancelledError("stopped on request; what was committed before stays")
+
+    def wait(self, seconds: float) -> None:
+        """Sleep for `seconds`, or raise CancelledError soon after somebody asks to stop."""
+        deadline = Deadline(seconds)
+        while not deadline.passed:
+            self.check()
+            self._event.wait(min(deadline.left, 0.2))
+        self.check()
+
+
+class Deadline:
+    """A point in time after which a retried operation gives up."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._end = time.monotonic() + seconds
+
+    @property
+    def left(self) -> float:
+        """Seconds left, never below zero."""
+        return max(0.0, self._end - time.monotonic())
+
+    @property
+    def passed(self) -> bool:
+        """Whether no time is left."""
+        return self.left == 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartitionResult:
+    """One partition of a commit: offsets ``[start, end)`` and their ledger."""
+
+    partition: int
+    start: int
+    end: int
+    records: int
+    control: int
+    aborted: int
+    compacted: int
+    lost: int
+    lost_spans: Sequence[LostSpan] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopicCommitted:
+    """A commit exists from now on: everything in it can be restored.
+
+    Attributes:
+        capture: the capture id.
+        commit: number of the commit in the topic's commit log, and its SHA-256.
+        stored_bytes: bytes of its segment objects; `raw_bytes` of the record batches in them.
+        object_uri: where the commit object is.
+        seconds: since the capture began to fetch this topic.
+    """
+
+    capture: str
+    topic: str
+    topic_id: str
+    commit: int
+    commit_sha256: str
+    records: int
+    stored_bytes: int
+    raw_bytes: int
+    segments: int
+    partitions: Sequence[PartitionResult]
+    object_uri: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopicUnchanged:
+    """Nothing happened to the topic since commit `commit`, which also stands for this capture."""
+
+    capture: str
+    topic: str
+    topic_id: str
+    commit: int
+    commit_sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopicFailed:
+    """The topic (or one of its partitions) stays at its old end; the others go on."""
+
+    capture: str
+    topic: str
+    partition: int | None
+    error: KafkaBackupError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackupProgress:
+    """How far one topic of a running capture is. Offsets are counts over all its partitions."""
+
+    topic: str
+    offsets_done: int
+    offsets_total: int
+    raw_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaptureFinished:
+    """The last event of every capture.
+
+    Attributes:
+        status: ``complete``; ``partial`` (a topic or partition failed); ``lossy`` (all that the
+            brokers still had is saved, but offsets were lost); ``held`` (nothing was done: the
+            window is held by capture `capture`, which began at or after its end).
+        recovery_point: everything that was in Kafka before this time (ms) is in the repository.
+    """
+
+    capture: str
+    status: Literal["complete", "partial", "lossy", "held"]
+    window: Window | None
+    recovery_point: int
+    seconds: float
+
+
+BackupEvent = TopicCommitted | TopicUnchanged | TopicFailed | BackupProgress | CaptureFinished
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestoreProgress:
+    """How far one target topic of a running restore is."""
+
+    phase: Literal["prepare", "produce", "verify", "configure"]
+    source: str
+    target: str
+    records_done: int
+    records_total: int
+    raw_bytes: int
+    seconds: float

@@ -1,0 +1,1 @@
+"""The object store: stores, keys, stored documents, commit logs, segments."""

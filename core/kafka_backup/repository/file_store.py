@@ -1,0 +1,252 @@
+"""Objects as files. Create-only by link(2), durable by fsync(2), whole or not there at all.
+
+An object is written to a temporary file beside its place, synced, and linked to its name; link
+fails where the name exists, so two writers cannot both win. The name, and each folder on the way to
+it, is durable only once the folder that holds it is synced too. A temporary file that a crash left
+behind has a name that no key can have; it is never listed, and may be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from kafka_backup.errors import AuthorizationError, ConfigurationError, KafkaBackupError, UnreachableError
+from kafka_backup.records import Buffer
+from kafka_backup.repository.store import (
+    ObjectExistsError,
+    ObjectInfo,
+    ObjectNotFoundError,
+    check_folder,
+    check_key,
+)
+
+_TEMPORARY = "tmp~"
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
+_UNUSABLE = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EOPNOTSUPP}
+
+
+class FileStore:
+    """A `Store` in a folder of a local or mounted file system that has hard links."""
+
+    def __init__(self, path: str | Path) -> None:
+        """Use the folder `path` (absolute), which is made with the first object."""
+        self._root = os.path.abspath(path)
+        self._durable: set[str] = set()
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"FileStore({self.url!r})"
+
+    @property
+    def url(self) -> str:
+        """See `Store`."""
+        return Path(self._root).as_uri()
+
+    def create(self, key: str) -> FileWriter:
+        """See `Store`."""
+        return FileWriter(self, self._path(key))
+
+    def get(self, key: str, start: int = 0, end: int | None = None) -> bytes:
+        """See `Store`."""
+        path = self._path(key)
+        with _errors(path), open(path, "rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            buffer = bytearray(max(0, min(size, size if end is None else end) - start))
+            file.seek(start)
+            filled = _fill(file.fileno(), buffer)
+            return bytes(buffer if filled == len(buffer) else buffer[:filled])
+
+    def read_into(self, key: str, buffer: bytearray) -> int:
+        """See `Store`."""
+        path = self._path(key)
+        with _errors(path), open(path, "rb", buffering=0) as file:
+            _fill(file.fileno(), buffer)
+            return os.fstat(file.fileno()).st_size
+
+    def size(self, key: str) -> int | None:
+        """See `Store`."""
+        path = self._path(key)
+        try:
+            with _errors(path):
+                return os.stat(path).st_size
+        except ObjectNotFoundError:
+            return None
+
+    def list(self, folder: str, start_after: str = "") -> Iterator[ObjectInfo]:
+        """See `Store`."""
+        yield from self._walk(check_folder(folder), start_after)
+
+    def _walk(self, folder: str, start_after: str) -> Iterator[ObjectInfo]:
+        # A folder sorts as "name/": "a-b/x" comes before "a/x", as in a store without folders.
+        for name in sorted(self._entries(folder)):
+            key = folder + name
+            if name.endswith("/"):
+                if key > start_after or start_after.startswith(key):
+                    yield from self._walk(key, start_after)
+            elif key > start_after:
+                path = os.path.join(self._root, key)
+                with _errors(path):
+                    try:
+                        size = os.stat(path).st_size
+                    except FileNotFoundError:
+                        continue
+                yield ObjectInfo(key=key, size=size)
+
+    def _entries(self, folder: str) -> Sequence[str]:
+        path = os.path.join(self._root, folder)
+        with _errors(path):
+            try:
+                with os.scandir(path) as entries:
+                    return [
+                        f"{entry.name}/" if entry.is_dir() else entry.name
+                        for entry in entries
+                        if not entry.name.startswith(_TEMPORARY)
+                    ]
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+
+    def folders(self, folder: str) -> Sequence[str]:
+        """See `Store`."""
+        return sorted(name[:-1] for name in self._entries(check_folder(folder)) if name.endswith("/"))
+
+    def delete(self, key: str) -> None:
+        """See `Store`."""
+        path = self._path(key)
+        with _errors(path):
+            try:
+                os.unlink(path)
+            except FileNotFoundError:
+                return
+            _sync_folder(os.path.dirname(path))
+
+    def make_folder(self, folder: str) -> None:
+        """Make a folder and those above it, so that their names survive a power cut.
+
+        A folder that is there already may have been made a moment ago by a process that has not
+        synced it yet; so each one inside the root is synced once by each process that relies on it.
+        """
+        with self._lock:
+            chain = []
+            while folder not in self._durable and folder != os.path.dirname(folder):
+                chain.append(folder)
+                folder = os.path.dirname(folder)
+            for path in reversed(chain):
+                made = not os.path.isdir(path) and _make_folder(path)
+                if made or path.startswith(f"{self._root}/"):
+                    _sync_folder(os.path.dirname(path))
+                self._durable.add(path)
+
+    def _path(self, key: str) -> str:
+        return os.path.join(self._root, check_key(key))
+
+
+class FileWriter:
+    """An `ObjectWriter` for one file."""
+
+    def __init__(self, store: FileStore, path: str) -> None:
+        self._path = path
+        self._folder = os.path.dirname(path)
+        self._temporary = os.path.join(self._folder, f"{_TEMPORARY}{secrets.token_hex(8)}")
+        with _errors(path):
+            store.make_folder(self._folder)
+            self._file = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        self._open = True
+
+    def write(self, data: Buffer) -> None:
+        """See `ObjectWriter`."""
+        view = memoryview(data).cast("B")
+        with _errors(self._path):
+            while len(view):
+                view = view[os.write(self._file, view) :]
+
+    def commit(self) -> None:
+        """See `ObjectWriter`."""
+        with _errors(self._path):
+            os.fsync(self._file)
+            try:
+                os.link(self._temporary, self._path)
+            finally:
+                # Also where the name exists: it may be our own, from a try whose sync failed.
+                _sync_folder(self._folder)
+        self.abort()
+
+    def abort(self) -> None:
+        """See `ObjectWriter`."""
+        if self._open:
+            self._open = False
+            with _errors(self._temporary):
+                os.close(self._file)
+                os.unlink(self._temporary)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.abort()
+
+
+def _fill(file: int, buffer: bytearray) -> int:
+    """Read until the buffer is full or the file ends; return the bytes read."""
+    view = memoryview(buffer)
+    filled = 0
+    while filled < len(view):
+        count = os.readv(file, [view[filled:]])
+        if count == 0:
+            break
+        filled += count
+    return filled
+
+
+def _make_folder(path: str) -> bool:
+    try:
+        os.mkdir(path)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _sync_folder(path: str) -> None:
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+@contextmanager
+def _errors(path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _translated(error, path) from error
+
+
+def _translated(error: OSError, path: str) -> KafkaBackupError:
+    """The error of this package that tells the caller what to do about an error of the system."""
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    match error.errno:
+        case errno.EEXIST:
+            return ObjectExistsError(f"{path} exists already; nothing was changed")
+        case errno.ENOENT:
+            return ObjectNotFoundError(f"{path} does not exist")
+        case number if number in _DENIED:
+            return AuthorizationError(
+                f"{path}: {reason}; give this user the right to read and write there, on a file system with hard "
+                "links"
+            )
+        case number if number in _FULL:
+            return UnreachableError(f"{path}: {reason}; make room there and run again")
+        case number if number in _UNUSABLE:
+            return ConfigurationError(f"{path}: {reason}; choose another folder for the repository")
+    return UnreachableError(f"{path}: {reason}; check that disk, then run again")

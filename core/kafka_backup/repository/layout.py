@@ -1,0 +1,150 @@
+"""Where everything is: the key of every object, computed and never taken from a document.
+
+Numbers of 20 digits sort as they count. Each function validates the names that it puts into a key,
+so no name, wherever it came from, can point out of its folder; a bad one is a ValueError.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from pydantic import TypeAdapter
+
+from kafka_backup.repository.documents import Identifier, TopicId, TopicName
+
+REPOSITORY = "repository.json"
+TOPICS = "topics/"
+CAPTURES = "captures/"
+RESTORES = "restores/"
+
+_COMMIT = re.compile(r"([0-9]{20})\.json")
+_SEGMENT = re.compile(r"(0|[1-9][0-9]{0,9})/([0-9]{20})-([a-zA-Z0-9._-]+)-(0|[1-9][0-9]*)\.log(\.zst)?")
+
+_identifier = TypeAdapter[str](Identifier).validate_python
+_topic_name = TypeAdapter[str](TopicName).validate_python
+_topic_id = TypeAdapter[str](TopicId).validate_python
+
+
+def is_topic_name(name: str) -> bool:
+    """Whether Kafka allows a topic of this name."""
+    return _accepts(_topic_name, name)
+
+
+def is_topic_id(text: str) -> bool:
+    """Whether this is a topic id as Kafka writes it: 16 bytes in URL-safe base64."""
+    return _accepts(_topic_id, text)
+
+
+def topic_folder(topic: str) -> str:
+    """Folder of all incarnations of a topic."""
+    return f"{TOPICS}{_topic_name(topic)}/"
+
+
+def incarnation_folder(topic: str, topic_id: str) -> str:
+    """Folder of one incarnation: its commits, and a folder of segments for each partition."""
+    return f"{topic_folder(topic)}{_topic_id(topic_id)}/"
+
+
+def segment_key(
+    *,
+    topic: str,
+    topic_id: str,
+    partition: int,
+    first_offset: int,
+    capture_id: str,
+    index: int,
+    compression: Literal["none", "zstd"],
+) -> str:
+    """Key of a segment; `index` is the counter ``k``, `first_offset` its first batch's base offset."""
+    suffix = ".log.zst" if compression == "zstd" else ".log"
+    return (
+        f"{incarnation_folder(topic, topic_id)}{_natural(partition)}/"
+        f"{_digits(first_offset)}-{_identifier(capture_id)}-{_natural(index)}{suffix}"
+    )
+
+
+def is_segment_key(key: str, *, topic: str, topic_id: str) -> bool:
+    """Whether a key could be that of a segment of this incarnation."""
+    folder = incarnation_folder(topic, topic_id)
+    return key.startswith(folder) and _SEGMENT.fullmatch(key[len(folder) :]) is not None
+
+
+def commits_folder(topic: str, topic_id: str) -> str:
+    """Folder of an incarnation's commits."""
+    return f"{incarnation_folder(topic, topic_id)}commits/"
+
+
+def commit_key(topic: str, topic_id: str, number: int) -> str:
+    """Key of commit `number`."""
+    return f"{commits_folder(topic, topic_id)}{_digits(number)}.json"
+
+
+def parse_commit_key(key: str, *, topic: str, topic_id: str) -> int | None:
+    """Return the number in a listed commit's key, None if the key is no commit's."""
+    folder = commits_folder(topic, topic_id)
+    match = _COMMIT.fullmatch(key[len(folder) :]) if key.startswith(folder) else None
+    return int(match[1]) if match else None
+
+
+def capture_key(capture_id: str) -> str:
+    """Key of a capture. Capture ids begin with their time, so the last key is the newest capture."""
+    return f"{CAPTURES}{_identifier(capture_id)}.json"
+
+
+def parse_capture_key(key: str) -> str | None:
+    """Return the capture id in a listed key, None if the key is no capture's."""
+    name = key.removeprefix(CAPTURES).removesuffix(".json")
+    return name if _accepts(_identifier, name) and key == f"{CAPTURES}{name}.json" else None
+
+
+def restore_plan_key(restore_id: str) -> str:
+    """Key of a restore's plan."""
+    return f"{_restore_folder(restore_id)}plan.json"
+
+
+def attempts_folder(restore_id: str) -> str:
+    """Folder of a restore's attempts."""
+    return f"{_restore_folder(restore_id)}attempts/"
+
+
+def attempt_key(restore_id: str, attempt: int) -> str:
+    """Key of attempt number `attempt` (from 1)."""
+    return f"{attempts_folder(restore_id)}{_digits(attempt)}.json"
+
+
+def reports_folder(restore_id: str) -> str:
+    """Folder of a restore's reports."""
+    return f"{_restore_folder(restore_id)}reports/"
+
+
+def report_key(restore_id: str, attempt: int) -> str:
+    """Key of the report of attempt number `attempt`."""
+    return f"{reports_folder(restore_id)}{_digits(attempt)}.json"
+
+
+def offset_map_key(restore_id: str, topic: str, partition: int) -> str:
+    """Key of the offset map of one source partition."""
+    return f"{_restore_folder(restore_id)}offset-map/{_topic_name(topic)}/{_natural(partition)}.json"
+
+
+def _restore_folder(restore_id: str) -> str:
+    return f"{RESTORES}{_identifier(restore_id)}/"
+
+
+def _accepts(validate: object, value: str) -> bool:
+    try:
+        validate(value)  # type: ignore[operator]
+    except ValueError:
+        return False
+    return True
+
+
+def _natural(number: int) -> str:
+    if number < 0:
+        raise ValueError(f"a number below zero cannot be part of a key: {number}")
+    return str(number)
+
+
+def _digits(number: int) -> str:
+    return f"{_natural(number):0>20}"

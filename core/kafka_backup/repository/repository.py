@@ -1,0 +1,276 @@
+"""A repository: the backups of one cluster, in one place of a store."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Self, TypeVar
+
+from kafka_backup.errors import ConfigurationError, DamagedError, RefusedError, WriterConflictError
+from kafka_backup.repository import layout
+from kafka_backup.repository.commit_log import CommitLog
+from kafka_backup.repository.documents import Capture, Document, RepositoryDocument
+from kafka_backup.repository.restore_documents import (
+    OffsetMapDocument,
+    RestoreAttempt,
+    RestorePlan,
+    RestoreReport,
+)
+from kafka_backup.repository.store import ObjectNotFoundError, Store, put_once
+
+_D = TypeVar("_D", bound=Document)
+_READERS = 8
+_WITNESSES = 3
+"""Newest captures against which heads are checked: one alone may not have taken every topic."""
+
+
+class Repository:
+    """Finds and stores documents and opens commit logs. Safe for many threads.
+
+    Attributes:
+        store: where everything is.
+        document: the repository's id, and the cluster that it belongs to.
+    """
+
+    def __init__(self, store: Store, document: RepositoryDocument) -> None:
+        """Use `open`."""
+        self.store = store
+        self.document = document
+        self._captures: dict[str, Capture] = {}
+        self._heads: dict[tuple[str, str], tuple[int, str, str]] | None = None
+        self._lock = threading.Lock()
+
+    @classmethod
+    def open(cls, store: Store, *, cluster_id: str | None, create: bool) -> Self:
+        """Open the repository in a store.
+
+        Args:
+            store: where it is.
+            cluster_id: the cluster that it must belong to; None where no cluster is at hand.
+            create: make one for `cluster_id` if there is none.
+
+        Raises:
+            ConfigurationError: there is none, and none is to be made.
+            RefusedError: it belongs to another cluster.
+            DamagedError: its document is unreadable, or of a newer format.
+        """
+        document = _read(store, layout.REPOSITORY, RepositoryDocument)
+        if document is None:
+            if not create or cluster_id is None:
+                raise ConfigurationError(
+                    f"there is no repository at {store.url}; check the repository's URL, or run a backup, which "
+                    "makes one"
+                )
+            document = _make(store, cluster_id)
+        if cluster_id is not None and document.cluster_id != cluster_id:
+            raise RefusedError(
+                f"the repository at {store.url} holds backups of cluster {document.cluster_id}, not of "
+                f"{cluster_id}; use one repository for each cluster"
+            )
+        return cls(store, document)
+
+    def topics(self) -> Sequence[tuple[str, str]]:
+        """Return topic and topic id of every incarnation that has objects, sorted by name."""
+        names = [name for name in self.store.folders(layout.TOPICS) if layout.is_topic_name(name)]
+        with ThreadPoolExecutor(max_workers=_READERS, thread_name_prefix="topics") as pool:
+            incarnations = pool.map(self._topic_ids, names)
+            return [
+                (name, topic_id) for name, ids in zip(names, incarnations, strict=True) for topic_id in ids
+            ]
+
+    def incarnations(self, topic: str) -> Sequence[str]:
+        """Return the topic ids under which a topic has objects, sorted; a ValueError for a bad name."""
+        return self._topic_ids(topic)
+
+    def _topic_ids(self, topic: str) -> Sequence[str]:
+        return [name for name in self.store.folders(layout.topic_folder(topic)) if layout.is_topic_id(name)]
+
+    def commit_log(self, topic: str, topic_id: str) -> CommitLog:
+        """Open the commit log of an incarnation; an unknown one has an empty log.
+
+        Raises:
+            DamagedError: the log is damaged, or lacks a commit that one of the newest captures names.
+        """
+        log = CommitLog.open(self.store, topic, topic_id)
+        witness = self._witnessed_heads().get((topic, topic_id))
+        if witness is not None:
+            head, sha256, capture_id = witness
+            if log.head is None or log.head < head or log.sha256_of(head) != sha256:
+                raise DamagedError(
+                    f"capture {capture_id} names commit {head} of {topic} ({topic_id}) with SHA-256 {sha256}, but "
+                    f"{log.uri(head)} is missing or another one; put it back from a copy of the repository"
+                )
+        return log
+
+    def commit_logs(self, topic: str) -> Sequence[CommitLog]:
+        """Open the commit logs of all incarnations of a topic, in the order of their first commits.
+
+        An incarnation without any commit, of a first capture that was interrupted, comes last.
+
+        Raises:
+            ConfigurationError: the repository holds no such topic.
+            DamagedError: as `commit_log`.
+        """
+        ids = self._topic_ids(topic) if layout.is_topic_name(topic) else ()
+        if not ids:
+            raise ConfigurationError(f"the repository at {self.store.url} holds no topic {topic!r}")
+        logs = [self.commit_log(topic, topic_id) for topic_id in ids]
+        return sorted(logs, key=lambda log: log.commits[0].committed_at if log.commits else 2**63)
+
+    def captures(self) -> Sequence[Capture]:
+        """Return all captures, by the time when they began.
+
+        Raises:
+            DamagedError: one is unreadable, or stored under another id.
+        """
+        return sorted(self._read_captures(self._capture_ids()), key=lambda c: (c.started_at, c.capture_id))
+
+    def newest_capture(self) -> Capture | None:
+        """Return the newest capture, None if there is none."""
+        ids = self._capture_ids()
+        return self.capture(ids[-1]) if ids else None
+
+    def capture(self, capture_id: str) -> Capture:
+        """Return one capture.
+
+        Raises:
+            ConfigurationError: there is none with this id.
+            DamagedError: it is unreadable, or stored under another id.
+        """
+        with self._lock:
+            known = self._captures.get(capture_id)
+        if known is not None:
+            return known
+        try:
+            key = layout.capture_key(capture_id)
+        except ValueError:
+            raise self._no_such_capture(capture_id) from None
+        capture = _read(self.store, key, Capture)
+        if capture is None:
+            raise self._no_such_capture(capture_id)
+        if capture.capture_id != capture_id:
+            raise DamagedError(
+                f"{self.store.url}/{key} is capture {capture.capture_id}; put the right object back from a copy"
+            )
+        with self._lock:
+            self._captures[capture_id] = capture
+        return capture
+
+    def put_capture(self, capture: Capture) -> None:
+        """Store a finished capture; every commit that it names must exist.
+
+        Raises:
+            WriterConflictError: another one has the same id.
+        """
+        put_once(self.store, layout.capture_key(capture.capture_id), capture.to_bytes())
+
+    def restore_plan(self, restore_id: str) -> RestorePlan | None:
+        """Return the stored plan of a restore, None if there is none."""
+        return _read(self.store, layout.restore_plan_key(restore_id), RestorePlan)
+
+    def put_restore_plan(self, plan: RestorePlan) -> None:
+        """Store a plan; storing the same plan again does nothing.
+
+        Raises:
+            WriterConflictError: the restore id has another plan.
+        """
+        put_once(self.store, layout.restore_plan_key(plan.request.restore_id), plan.to_bytes())
+
+    def attempts(self, restore_id: str) -> Sequence[RestoreAttempt]:
+        """Return the attempts of a restore, oldest first."""
+        keys = [info.key for info in self.store.list(layout.attempts_folder(restore_id))]
+        return [attempt for key in keys if (attempt := _read(self.store, key, RestoreAttempt))]
+
+    def has_attempt(self, restore_id: str, attempt: int) -> bool:
+        """Whether a restore has an attempt of this number; asked by name, so never stale."""
+        return self.store.size(layout.attempt_key(restore_id, attempt)) is not None
+
+    def put_attempt(self, restore_id: str, attempt: RestoreAttempt) -> None:
+        """Store an attempt.
+
+        Raises:
+            WriterConflictError: another run took the number.
+        """
+        put_once(self.store, layout.attempt_key(restore_id, attempt.attempt), attempt.to_bytes())
+
+    def newest_report(self, restore_id: str) -> RestoreReport | None:
+        """Return the report of a restore's newest finished attempt, None if none is finished."""
+        keys = [info.key for info in self.store.list(layout.reports_folder(restore_id))]
+        return _read(self.store, keys[-1], RestoreReport) if keys else None
+
+    def put_report(self, report: RestoreReport) -> None:
+        """Store the report of an attempt.
+
+        Raises:
+            WriterConflictError: the attempt has another report.
+        """
+        put_once(self.store, layout.report_key(report.restore_id, report.attempt), report.to_bytes())
+
+    def offset_map(self, restore_id: str, topic: str, partition: int) -> OffsetMapDocument | None:
+        """Return the offset map of one source partition of a restore, None if there is none."""
+        return _read(self.store, layout.offset_map_key(restore_id, topic, partition), OffsetMapDocument)
+
+    def put_offset_map(self, restore_id: str, document: OffsetMapDocument) -> None:
+        """Store the offset map of one source partition; the same map again does nothing.
+
+        Raises:
+            WriterConflictError: the restore has another map of it.
+        """
+        key = layout.offset_map_key(restore_id, document.source, document.partition)
+        put_once(self.store, key, document.to_bytes())
+
+    def _capture_ids(self) -> Sequence[str]:
+        return [
+            capture_id
+            for info in self.store.list(layout.CAPTURES)
+            if (capture_id := layout.parse_capture_key(info.key)) is not None
+        ]
+
+    def _read_captures(self, ids: Sequence[str]) -> Sequence[Capture]:
+        with ThreadPoolExecutor(max_workers=_READERS, thread_name_prefix="captures") as pool:
+            return list(pool.map(self.capture, ids))
+
+    def _no_such_capture(self, capture_id: str) -> ConfigurationError:
+        return ConfigurationError(f"the repository at {self.store.url} holds no capture {capture_id!r}")
+
+    def _witnessed_heads(self) -> dict[tuple[str, str], tuple[int, str, str]]:
+        """Head, SHA-256 and capture id that the newest captures name for each incarnation; read once."""
+        with self._lock:
+            if self._heads is not None:
+                return self._heads
+        heads: dict[tuple[str, str], tuple[int, str, str]] = {}
+        for capture in self._read_captures(self._capture_ids()[-_WITNESSES:]):
+            for entry in capture.topics:
+                known = heads.get((entry.topic, entry.topic_id))
+                if known is None or known[0] < entry.head:
+                    heads[entry.topic, entry.topic_id] = (entry.head, entry.head_sha256, capture.capture_id)
+        with self._lock:
+            self._heads = heads
+        return heads
+
+
+def _make(store: Store, cluster_id: str) -> RepositoryDocument:
+    document = RepositoryDocument(
+        repository_id=secrets.token_hex(16),
+        cluster_id=cluster_id,
+        created_at=time.time_ns() // 1_000_000,
+    )
+    try:
+        put_once(store, layout.REPOSITORY, document.to_bytes())
+    except WriterConflictError:
+        made = _read(store, layout.REPOSITORY, RepositoryDocument)
+        if made is None:
+            raise
+        return made
+    return document
+
+
+def _read(store: Store, key: str, kind: type[_D]) -> _D | None:
+    try:
+        data = store.get(key)
+    except ObjectNotFoundError:
+        return None
+    return kind.from_bytes(data, key=f"{store.url}/{key}")

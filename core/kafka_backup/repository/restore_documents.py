@@ -1,0 +1,216 @@
+"""The stored documents of a restore: what was asked, what is planned, who does it, what was done."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from kafka_backup.repository.documents import (
+    Count,
+    Document,
+    Identifier,
+    Milliseconds,
+    Part,
+    Sha256,
+    TopicId,
+    TopicName,
+)
+
+
+class RenameRule(Part):
+    """A Python regular expression that must match a whole topic name, and its replacement."""
+
+    pattern: str
+    replacement: str
+
+
+class RestoreRequest(Part):
+    """What somebody asks a restore to do.
+
+    Attributes:
+        restore_id: the idempotency key: the same id with the same request continues, with another
+            request it is refused.
+        topics: filters as in the configuration; empty means every topic of the repository.
+        partitions: only these; empty means all.
+        rename: the first rule that matches a topic's whole name gives the target's name.
+        prefix: put before the (renamed) name.
+        from_ms: take records whose own timestamp is at or after this, ms.
+        until_ms: take records whose own timestamp is at or before this, ms (inclusive).
+        capture: restore the state as of this capture.
+        incarnation: the topic id to restore, where a name stands for several.
+    """
+
+    restore_id: Identifier
+    topics: tuple[str, ...] = ()
+    partitions: tuple[int, ...] = ()
+    rename: tuple[RenameRule, ...] = ()
+    prefix: str = ""
+    from_ms: Milliseconds | None = None
+    until_ms: Milliseconds | None = None
+    capture: str | None = None
+    incarnation: str | None = None
+
+
+class Problem(Part):
+    """Something that forbids to carry out a plan.
+
+    `kind` is one short word for programs (``target_not_empty``), `detail` a sentence for people.
+    """
+
+    kind: str
+    topic: str | None = None
+    partition: int | None = None
+    detail: str
+
+
+class PlannedPartition(Part):
+    """What will be read for one partition, from the commits alone.
+
+    Attributes:
+        source_start: first source offset covered (inclusive); `source_end`: exclusive.
+        records: exact without time bounds, otherwise the most that it can be.
+        reencoded_batches: batches that cannot pass as they are, time bounds aside.
+        initial_end: end offset of the target partition when the plan was made.
+    """
+
+    partition: Count
+    source_start: Count
+    source_end: Count
+    segments: Count
+    raw_bytes: Count
+    batches: Count
+    reencoded_batches: Count
+    records: Count
+    initial_end: Count = 0
+
+
+class PlannedTopic(Part):
+    """One topic of a plan.
+
+    Attributes:
+        head: the commit whose state is restored, and its SHA-256.
+        target_topic_id: of an existing empty target; None where the restore creates it.
+        target_configuration: the values set on an existing empty target before, for the record.
+        configuration: applied after verification: the saved values that were set on the topic.
+        not_applied: saved values that name brokers, or that the target does not know.
+        retention_ms: what will be in force on the target in the end; -1 is unlimited.
+        retention_bytes: the same, bytes per partition.
+        max_batch_bytes: batches larger than this are split.
+    """
+
+    source: TopicName
+    source_topic_id: TopicId
+    target: TopicName
+    target_topic_id: TopicId | None
+    target_configuration: dict[str, str]
+    head: Count
+    head_sha256: Sha256
+    partition_count: Count
+    replication_factor: Count
+    configuration: dict[str, str]
+    not_applied: dict[str, str]
+    retention_ms: int
+    retention_bytes: int
+    max_batch_bytes: Count
+    partitions: tuple[PlannedPartition, ...]
+
+
+class RestorePlan(Document):
+    """``restores/<id>/plan.json``: stored before anything is written; also the dry run's answer.
+
+    A plan with problems is never stored and never carried out.
+    """
+
+    kind: ClassVar[str] = "restore plan"
+
+    request: RestoreRequest
+    nonce: Identifier
+    planned_at: Milliseconds
+    repository_id: Identifier
+    target_cluster_id: str
+    topics: tuple[PlannedTopic, ...]
+    problems: tuple[Problem, ...] = ()
+
+
+class AttemptTarget(Part):
+    """A target topic as the attempt found or made it."""
+
+    topic: TopicName
+    topic_id: TopicId
+
+
+class RestoreAttempt(Document):
+    """``restores/<id>/attempts/<n>.json``: the highest attempt owns the restore."""
+
+    kind: ClassVar[str] = "restore attempt"
+
+    attempt: Count
+    nonce: Identifier
+    started_at: Milliseconds
+    plan_sha256: Sha256
+    targets: tuple[AttemptTarget, ...]
+
+
+class RestoredPartition(Part):
+    """What was done for one partition: target offsets ``[target_start, target_end)``."""
+
+    partition: Count
+    records: Count
+    fast_batches: Count
+    slow_batches: Count
+    raw_bytes: Count
+    target_start: Count
+    target_end: Count
+    verified: bool
+
+
+class RestoredTopic(Part):
+    """What was done for one topic.
+
+    `retention_held` says that records are older than the saved retention allows, so the target
+    keeps everything until ``restore --release-retention``.
+    """
+
+    source: TopicName
+    target: TopicName
+    target_topic_id: TopicId
+    partitions: tuple[RestoredPartition, ...]
+    configuration: dict[str, str]
+    not_applied: dict[str, str]
+    retention_held: bool
+
+
+class RestoreReport(Document):
+    """``restores/<id>/reports/<attempt>.json``: proof of what a restore did."""
+
+    kind: ClassVar[str] = "restore report"
+
+    restore_id: Identifier
+    attempt: Count
+    status: Literal["verified"]
+    started_at: Milliseconds
+    ended_at: Milliseconds
+    target_cluster_id: str
+    topics: tuple[RestoredTopic, ...]
+    seconds: float = Field(ge=0)
+
+
+class OffsetMapDocument(Document):
+    """``offset-map/<topic>/<partition>.json``: source offsets to target offsets, as runs.
+
+    Run i maps source offsets ``[source[i], source[i] + length[i])`` to target offsets from
+    ``target[i]``; runs are in order and do not overlap. `source_end` and `target_end` are the
+    exclusive ends of both sides.
+    """
+
+    kind: ClassVar[str] = "offset map"
+
+    source: TopicName
+    target: TopicName
+    partition: Count
+    source_end: Count
+    target_end: Count
+    source_runs: tuple[Count, ...]
+    target_runs: tuple[Count, ...]
+    lengths: tuple[Count, ...]

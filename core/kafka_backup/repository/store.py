@@ -1,0 +1,234 @@
+"""The object store, as small as it can be: objects are created once, read, listed, and never changed.
+
+`Store` is the contract; `FileStore` keeps it on a local disk, `CloudStore` on S3, GCS, Azure and in
+memory. Everything above relies on these sentences and on nothing else.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Literal, Protocol, Self
+from urllib.parse import unquote, urlsplit
+
+from kafka_backup.errors import (
+    ConfigurationError,
+    DamagedError,
+    RefusedError,
+    UnreachableError,
+    WriterConflictError,
+)
+from kafka_backup.records import Buffer
+from kafka_backup.repository.documents import sha256_of
+
+_PART = re.compile(r"[a-zA-Z0-9._-]+")
+_COMMIT_TRIES = 10
+_CLOUDS = ("s3", "gs", "az")
+
+
+class ObjectExistsError(RefusedError):
+    """The key is taken, by our own earlier try or by another writer: read it to know which."""
+
+
+class ObjectNotFoundError(DamagedError):
+    """There is no object with this key."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObjectInfo:
+    """An object of a listing; `size` in bytes."""
+
+    key: str
+    size: int
+
+
+class ObjectWriter(Protocol):
+    """Collects the bytes of one new object. Used by one thread; its memory does not grow with them."""
+
+    def write(self, data: Buffer) -> None:
+        """Append bytes. They may be changed or freed as soon as this returns."""
+
+    def commit(self) -> None:
+        """Make the object appear, whole and durable: it survives a power cut once this returns.
+
+        Raises:
+            ObjectExistsError: the key is taken; nothing was changed. May be called again.
+        """
+
+    def abort(self) -> None:
+        """Forget what was written; does nothing after a commit. May be called again."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Abort, unless committed."""
+
+
+class Store(Protocol):
+    """A place for objects. Safe for many threads, and for many processes at once.
+
+    Keys are paths of names out of ``[a-zA-Z0-9._-]``; a folder is "" or a key that ends with "/".
+
+    Every method raises UnreachableError when the store did not answer in time (its own retries
+    included), AuthorizationError when it denies a right, and ConfigurationError when it cannot do
+    what is asked of it or does not exist at all.
+    """
+
+    @property
+    def url(self) -> str:
+        """Where the store is, without a slash at the end and without secrets."""
+
+    def create(self, key: str) -> ObjectWriter:
+        """Start a new object. Nobody sees anything of it before its commit.
+
+        Of any number of writers that commit one key, exactly one wins. An acknowledgement can get
+        lost, so that the winner is told ObjectExistsError too: `commit_once` tells that apart.
+        """
+
+    def get(self, key: str, start: int = 0, end: int | None = None) -> bytes:
+        """Read bytes ``[start, end)`` of an object; an `end` beyond the object means its end.
+
+        Raises:
+            ObjectNotFoundError: no such object.
+        """
+
+    def read_into(self, key: str, buffer: bytearray) -> int:
+        """Fill `buffer` with an object's first bytes, without a second copy in memory.
+
+        Returns:
+            The object's size. The buffer is only filled as far as the object reaches.
+
+        Raises:
+            ObjectNotFoundError: no such object.
+        """
+
+    def size(self, key: str) -> int | None:
+        """Return an object's size in bytes, None if there is no such object."""
+
+    def list(self, folder: str, start_after: str = "") -> Iterator[ObjectInfo]:
+        """Yield all objects whose key begins with `folder` and is greater than `start_after`.
+
+        In the order of their keys' bytes. An object whose commit returned before the call is listed;
+        one that is committed meanwhile may be.
+        """
+
+    def folders(self, folder: str) -> Sequence[str]:
+        """Return the names of the folders directly in `folder`, sorted; some may hold no object."""
+
+    def delete(self, key: str) -> None:
+        """Remove an object; removing what is not there is no error."""
+
+
+def commit_once(store: Store, key: str, writer: ObjectWriter, *, sha256: str) -> Literal["created", "ours"]:
+    """Commit an object that holds bytes nobody else can write, and find out whose a taken key is.
+
+    Documents carry a random nonce and segment keys a random capture id, so equal bytes prove that
+    the object is our own earlier try, whose acknowledgement got lost.
+
+    Args:
+        store: where `writer` is from.
+        key: of the object.
+        writer: filled, not committed.
+        sha256: of the bytes in it.
+
+    Raises:
+        WriterConflictError: another writer's bytes are there; they are left alone.
+        UnreachableError: the store refuses the key again and again although nothing is there.
+    """
+    for _ in range(_COMMIT_TRIES):
+        try:
+            writer.commit()
+        except ObjectExistsError:
+            try:
+                found = store.get(key)
+            except ObjectNotFoundError:
+                # S3 answers 409 to both of two writers that collide: nothing was stored.
+                continue
+            if sha256_of(found) == sha256:
+                return "ours"
+            raise WriterConflictError(
+                f"{store.url}/{key} was written by another writer meanwhile; nothing of it was changed. Make "
+                "sure that only one run works on this, then run again"
+            ) from None
+        return "created"
+    raise UnreachableError(
+        f"{store.url}/{key} cannot be created: the store says {_COMMIT_TRIES} times that it exists, and then "
+        "that it does not; run again"
+    )
+
+
+def put_once(store: Store, key: str, data: bytes) -> Literal["created", "ours"]:
+    """Create an object from bytes that carry our nonce; see `commit_once`."""
+    with store.create(key) as writer:
+        writer.write(data)
+        return commit_once(store, key, writer, sha256=sha256_of(data))
+
+
+def check_key(key: str) -> str:
+    """Return `key` if it can be one: names of safe characters, none of them ``.`` or ``..``.
+
+    Raises:
+        ValueError: it cannot, so a caller computed it from something unchecked.
+    """
+    if not all(_PART.fullmatch(part) and part not in (".", "..") for part in key.split("/")):
+        raise ValueError(f"not a key: {key!r}")
+    return key
+
+
+def check_folder(folder: str) -> str:
+    """Return `folder` if it is "" or a key that ends with "/".
+
+    Raises:
+        ValueError: it is not.
+    """
+    if folder and not folder.endswith("/"):
+        raise ValueError(f"not a folder: {folder!r}")
+    if folder:
+        check_key(folder[:-1])
+    return folder
+
+
+def open_store(url: str, options: Mapping[str, str] | None = None, *, retry_seconds: float = 60.0) -> Store:
+    """Return the store at a URL. Nothing is contacted and nothing is created yet.
+
+    Args:
+        url: ``file:///absolute/path``; ``memory://name``, shared by all of this process that open the
+            same name; ``s3://bucket/prefix``; ``gs://bucket/prefix``; ``az://account/container/prefix``.
+        options: obstore's options for that store (S3Config, GCSConfig, AzureConfig, ClientConfig).
+        retry_seconds: how long one request is retried.
+
+    Raises:
+        ConfigurationError: the URL or an option is wrong. Values of options are never quoted.
+    """
+    parts = urlsplit(url)
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise ConfigurationError(
+            f"repository URL {parts.scheme}://...: user names, queries and fragments do not belong into it; "
+            "give credentials in the repository's options"
+        )
+    if parts.scheme in _CLOUDS:
+        from kafka_backup.repository.cloud_store import open_cloud_store
+
+        return open_cloud_store(url, options or {}, retry_seconds=retry_seconds)
+    if parts.scheme not in ("file", "memory"):
+        raise ConfigurationError(
+            f"repository URL {url!r}: it must begin with file://, memory://, s3://, gs:// or az://"
+        )
+    if options:
+        raise ConfigurationError(f"repository option {min(options)!r}: a {parts.scheme}:// store has none")
+    if parts.scheme == "memory":
+        from kafka_backup.repository.cloud_store import open_memory_store
+
+        if not _PART.fullmatch(parts.netloc) or parts.path not in ("", "/"):
+            raise ConfigurationError(f"repository URL {url!r}: write memory:// and one name")
+        return open_memory_store(parts.netloc)
+    from kafka_backup.repository.file_store import FileStore
+
+    path = unquote(parts.path)
+    if parts.netloc not in ("", "localhost") or not path.startswith("/") or "\0" in path:
+        raise ConfigurationError(f"repository URL {url!r}: write file:// and an absolute path")
+    return FileStore(path)

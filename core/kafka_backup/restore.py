@@ -1,0 +1,485 @@
+"""Carry out a restore: make the topics safe, produce, verify, and only then configure.
+
+The order is the safety. The plan is stored before anything is written; the target keeps everything
+(no retention, no compaction, the producer's timestamps) until the last batch is verified; the saved
+configuration comes last. Whatever interrupts a restore, the same command goes on: the highest
+attempt owns it, and the target's log says how far it came.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+
+from kafka_backup.errors import ConfigurationError, RefusedError, WriterConflictError
+from kafka_backup.kafka.cluster import Cluster
+from kafka_backup.kafka.topics import TopicAdmin, wait_for_leaders
+from kafka_backup.offset_mapping import OffsetMap
+from kafka_backup.partition_restore import Outcome, PartitionRestore, PartitionTarget
+from kafka_backup.progress import RestoreProgress, StopToken
+from kafka_backup.records.convert import TargetBatch
+from kafka_backup.repository.documents import sha256_of
+from kafka_backup.repository.repository import Repository
+from kafka_backup.repository.restore_documents import (
+    AttemptTarget,
+    PlannedTopic,
+    RestoreAttempt,
+    RestoredPartition,
+    RestoredTopic,
+    RestorePlan,
+    RestoreReport,
+)
+from kafka_backup.restore_plan import make_plan as plan
+
+__all__ = ["offset_map", "plan", "release_retention", "run", "verify_restore"]
+
+_MAX_LONG = str(2**63 - 1)
+_SAFE = {
+    "retention.ms": "-1",
+    "retention.bytes": "-1",
+    "cleanup.policy": "delete",
+    "message.timestamp.type": "CreateTime",
+    "compression.type": "producer",
+}
+"""What keeps every record as it is written, whatever its age."""
+_SAFE_TIMESTAMPS = (
+    "message.timestamp.before.max.ms",
+    "message.timestamp.after.max.ms",
+    "message.timestamp.difference.max.ms",
+)
+"""Bounds on timestamps; which of them exist depends on the broker (KIP-937)."""
+_RETENTION = ("retention.ms", "retention.bytes")
+_PROGRESS_SECONDS = 0.5
+
+
+def run(
+    plan: RestorePlan,
+    *,
+    repository: Repository,
+    cluster: Cluster,
+    admin: TopicAdmin,
+    retry_seconds: float,
+    threads: int,
+    stop: StopToken,
+    on_progress: Callable[[RestoreProgress], None] | None,
+) -> RestoreReport:
+    """Carry out a plan; see `Engine.restore`."""
+    if plan.problems:
+        listed = "; ".join(problem.detail for problem in plan.problems)
+        raise RefusedError(f"restore {plan.request.restore_id} cannot be carried out: {listed}")
+    if (done := repository.newest_report(plan.request.restore_id)) is not None:
+        _check_still_there(done, cluster)
+        return done
+    repository.put_restore_plan(plan)
+    stop = StopToken(stop)
+    return _Restore(
+        plan,
+        repository=repository,
+        cluster=cluster.stoppable(stop.check),
+        admin=admin,
+        retry_seconds=retry_seconds,
+        threads=threads,
+        stop=stop,
+        on_progress=on_progress,
+    ).run()
+
+
+def _check_still_there(done: RestoreReport, cluster: Cluster) -> None:
+    """A finished restore counts only while what it wrote is there: an id must not vouch for another topic."""
+    now = cluster.metadata(None)
+    gone = []
+    for topic in done.topics:
+        found = now.topics.get(topic.target)
+        if found is None or found.topic_id != topic.target_topic_id:
+            gone.append(topic.target)
+    if now.cluster_id != done.target_cluster_id or gone:
+        raise RefusedError(
+            f"restore {done.restore_id} is finished, but {', '.join(gone) or 'the target cluster'} is not what "
+            "it wrote any more; use a new id to restore again"
+        )
+
+
+def verify_restore(
+    restore_id: str,
+    *,
+    repository: Repository,
+    cluster: Cluster,
+    retry_seconds: float,
+    threads: int,
+    stop: StopToken,
+) -> RestoreReport:
+    """Compare a restored target with the repository again; see `Engine.verify_restore`.
+
+    Raises:
+        DamagedError: the target is not what the plan says.
+        ConfigurationError: no such restore is finished.
+    """
+    report = _finished(restore_id, repository)
+    plan = repository.restore_plan(restore_id)
+    assert plan is not None
+    planned = {topic.target: topic for topic in plan.topics}
+    targets = [
+        target
+        for topic in report.topics
+        for target in _partition_targets(plan, planned[topic.target], topic.target_topic_id, repository)
+    ]
+
+    def verify_one(target: PartitionTarget, stop: StopToken) -> None:
+        PartitionRestore(
+            target,
+            cluster=cluster,
+            store=repository.store,
+            retry_seconds=retry_seconds,
+            stop=stop,
+            before_segment=stop.check,
+            on_batch=lambda _phase, _batch: None,
+        ).verify()
+
+    _in_parallel(targets, verify_one, threads=threads, stop=StopToken(stop), tick=lambda: None)
+    return report
+
+
+def release_retention(restore_id: str, *, repository: Repository, admin: TopicAdmin) -> Sequence[str]:
+    """Put the saved retention in force that a restore held back; see `Engine.release_retention`."""
+    report = _finished(restore_id, repository)
+    released = []
+    for topic in report.topics:
+        if topic.retention_held:
+            saved = {name: topic.configuration[name] for name in _RETENTION if name in topic.configuration}
+            admin.alter_configs(
+                topic.target, set=saved, delete=[name for name in _RETENTION if name not in saved]
+            )
+            released.append(topic.target)
+    return released
+
+
+def offset_map(restore_id: str, source_topic: str, partition: int, *, repository: Repository) -> OffsetMap:
+    """Read the offset map of one partition of a finished restore; see `Engine.offset_map`."""
+    report = _finished(restore_id, repository)
+    if source_topic not in {topic.source for topic in report.topics}:
+        raise ConfigurationError(f"restore {restore_id} did not restore the topic {source_topic!r}")
+    document = repository.offset_map(restore_id, source_topic, partition)
+    if document is None:
+        raise ConfigurationError(f"restore {restore_id} did not restore {source_topic} [{partition}]")
+    return OffsetMap.from_document(document)
+
+
+def _finished(restore_id: str, repository: Repository) -> RestoreReport:
+    report = repository.newest_report(restore_id)
+    if report is None:
+        state = "is not finished" if repository.restore_plan(restore_id) else "does not exist"
+        raise ConfigurationError(f"restore {restore_id} {state}")
+    return report
+
+
+def _partition_targets(
+    plan: RestorePlan, topic: PlannedTopic, topic_id: str, repository: Repository
+) -> Sequence[PartitionTarget]:
+    log = repository.commit_log(topic.source, topic.source_topic_id)
+    if log.head is None or log.head < topic.head or log.sha256_of(topic.head) != topic.head_sha256:
+        raise RefusedError(
+            f"commit {topic.head} of {topic.source} is not the one that restore {plan.request.restore_id} "
+            "was planned with; the repository was replaced. Plan a new restore"
+        )
+    return [
+        PartitionTarget(
+            request=plan.request, topic=topic, partition=partition, target_topic_id=topic_id, log=log
+        )
+        for partition in topic.partitions
+    ]
+
+
+def _in_parallel(
+    targets: Sequence[PartitionTarget],
+    work: Callable[[PartitionTarget, StopToken], None],
+    *,
+    threads: int,
+    stop: StopToken,
+    tick: Callable[[], None],
+) -> None:
+    """Run `work` over all targets; the first error stops the others and is raised.
+
+    This thread wakes every 0.2 s, so that a signal or an interrupt is seen, and calls `tick`.
+    """
+    with ThreadPoolExecutor(
+        max_workers=max(1, min(threads, len(targets))), thread_name_prefix="restore"
+    ) as pool:
+        futures: set[Future[None]] = {pool.submit(work, target, stop) for target in targets}
+        try:
+            while futures:
+                done, futures = wait(futures, timeout=0.2, return_when=FIRST_EXCEPTION)
+                tick()
+                for future in done:
+                    future.result()
+                stop.check()
+        except BaseException:
+            stop.stop()
+            for future in futures:
+                future.cancel()
+            raise
+
+
+@dataclass(slots=True)
+class _Tally:
+    """Progress of one target topic, written by the partition threads."""
+
+    topic: PlannedTopic
+    records: dict[str, int] = field(default_factory=lambda: {"produce": 0, "verify": 0})
+    raw_bytes: dict[str, int] = field(default_factory=lambda: {"produce": 0, "verify": 0})
+
+
+class _Restore:
+    """One attempt at a planned restore."""
+
+    def __init__(
+        self,
+        plan: RestorePlan,
+        *,
+        repository: Repository,
+        cluster: Cluster,
+        admin: TopicAdmin,
+        retry_seconds: float,
+        threads: int,
+        stop: StopToken,
+        on_progress: Callable[[RestoreProgress], None] | None,
+    ) -> None:
+        self._plan = plan
+        self._repository = repository
+        self._cluster = cluster
+        self._admin = admin
+        self._retry_seconds = retry_seconds
+        self._threads = threads
+        self._stop = stop
+        self._on_progress = on_progress
+        self._began = time.monotonic()
+        self._started_at = time.time_ns() // 1_000_000
+        self._attempt = 0
+        self._lock = threading.Lock()
+        self._tallies = {topic.target: _Tally(topic) for topic in plan.topics}
+        self._outcomes: dict[tuple[str, int], Outcome] = {}
+        self._told = 0.0
+
+    def run(self) -> RestoreReport:
+        """Carry out the attempt, step by step."""
+        self._check_cluster()
+        previous = self._repository.attempts(self._plan.request.restore_id)
+        topic_ids = self._prepare_topics(previous)
+        self._claim(previous, topic_ids)
+        targets = [
+            target
+            for topic in self._plan.topics
+            for target in _partition_targets(self._plan, topic, topic_ids[topic.target], self._repository)
+        ]
+        _in_parallel(
+            targets, self._restore_partition, threads=self._threads, stop=self._stop, tick=self._tell
+        )
+        self._tell(final=True)
+        self._still_ours()
+        self._store_offset_maps()
+        restored = [self._configure(topic, topic_ids[topic.target]) for topic in self._plan.topics]
+        return self._report(restored)
+
+    def _check_cluster(self) -> None:
+        found = self._cluster.metadata(None).cluster_id
+        if found != self._plan.target_cluster_id:
+            raise RefusedError(
+                f"restore {self._plan.request.restore_id} was planned for cluster {self._plan.target_cluster_id}, "
+                f"the configured target is {found}; plan a new restore"
+            )
+
+    def _prepare_topics(self, previous: Sequence[RestoreAttempt]) -> dict[str, str]:
+        """Make sure that every target exists, is ours to write, and keeps all that it gets."""
+        claimed = {entry.topic: entry.topic_id for entry in previous[-1].targets} if previous else {}
+        existing = self._cluster.metadata(None).topics
+        topic_ids = {}
+        for topic in self._plan.topics:
+            self._stop.check()
+            found = existing.get(topic.target)
+            if found is not None and len(found.partitions) != topic.partition_count:
+                raise RefusedError(
+                    f"{topic.target} has {len(found.partitions)} partitions, the plan says "
+                    f"{topic.partition_count}; somebody else created or changed it. Plan a new restore"
+                )
+            expected = claimed.get(topic.target, topic.target_topic_id)
+            if found is None and expected is not None:
+                raise RefusedError(
+                    f"{topic.target} was deleted since restore {self._plan.request.restore_id} was planned or "
+                    "begun; plan a new restore with another id"
+                )
+            if found is None:
+                topic_ids[topic.target] = self._create(topic)
+            elif expected is not None and found.topic_id != expected:
+                raise RefusedError(
+                    f"{topic.target} was deleted and re-created since restore "
+                    f"{self._plan.request.restore_id} was planned or begun; plan a new restore with another id"
+                )
+            else:
+                # Without a claim it may be the topic of an attempt that died before its claim; if it
+                # holds anything, only bytes of the plan will pass the comparison.
+                topic_ids[topic.target] = found.topic_id
+            self._make_safe(topic)
+        return topic_ids
+
+    def _create(self, topic: PlannedTopic) -> str:
+        self._admin.create_topic(
+            topic.target,
+            partitions=topic.partition_count,
+            replication_factor=topic.replication_factor,
+            configs={**_SAFE, "max.message.bytes": str(topic.max_batch_bytes)},
+        )
+        return wait_for_leaders(self._cluster, topic.target, partitions=topic.partition_count)
+
+    def _make_safe(self, topic: PlannedTopic) -> None:
+        known = self._admin.describe_configs([topic.target])[topic.target]
+        safe = {**_SAFE, "max.message.bytes": str(topic.max_batch_bytes)}
+        safe |= {name: _MAX_LONG for name in _SAFE_TIMESTAMPS if name in known}
+        self._admin.alter_configs(topic.target, set=safe, delete=())
+
+    def _claim(self, previous: Sequence[RestoreAttempt], topic_ids: Mapping[str, str]) -> None:
+        """Become the owner: whoever has the highest attempt, writes."""
+        self._attempt = previous[-1].attempt + 1 if previous else 1
+        self._repository.put_attempt(
+            self._plan.request.restore_id,
+            RestoreAttempt(
+                attempt=self._attempt,
+                nonce=secrets.token_hex(16),
+                started_at=self._started_at,
+                plan_sha256=sha256_of(self._plan.to_bytes()),
+                targets=tuple(
+                    AttemptTarget(topic=topic, topic_id=topic_id)
+                    for topic, topic_id in sorted(topic_ids.items())
+                ),
+            ),
+        )
+
+    def _still_ours(self) -> None:
+        """Stop when a newer attempt exists: two writers would break each other's offsets."""
+        self._stop.check()
+        restore_id = self._plan.request.restore_id
+        if self._repository.has_attempt(restore_id, self._attempt + 1):
+            raise WriterConflictError(
+                f"a newer attempt took over restore {restore_id}; this one stops. Wait for the other to end"
+            )
+
+    def _restore_partition(self, target: PartitionTarget, stop: StopToken) -> None:
+        tally = self._tallies[target.topic.target]
+
+        def on_batch(phase: str, batch: TargetBatch) -> None:
+            with self._lock:
+                tally.records[phase] += batch.record_count
+                tally.raw_bytes[phase] += batch.size
+
+        restore = PartitionRestore(
+            target,
+            cluster=self._cluster,
+            store=self._repository.store,
+            retry_seconds=self._retry_seconds,
+            stop=stop,
+            before_segment=self._still_ours,
+            on_batch=on_batch,
+            resumed=self._attempt > 1,
+        )
+        restore.produce()
+        outcome = restore.verify()
+        with self._lock:
+            self._outcomes[target.topic.target, target.partition.partition] = outcome
+
+    def _tell(self, *, final: bool = False) -> None:
+        now = time.monotonic()
+        if self._on_progress is None or (not final and now - self._told < _PROGRESS_SECONDS):
+            return
+        self._told = now
+        for tally in self._tallies.values():
+            with self._lock:
+                phase = "verify" if tally.records["verify"] else "produce"
+                done, raw_bytes = tally.records[phase], tally.raw_bytes[phase]
+            self._on_progress(
+                RestoreProgress(
+                    phase="verify" if phase == "verify" else "produce",
+                    source=tally.topic.source,
+                    target=tally.topic.target,
+                    records_done=done,
+                    records_total=sum(part.records for part in tally.topic.partitions),
+                    raw_bytes=raw_bytes,
+                    seconds=now - self._began,
+                )
+            )
+
+    def _configure(self, topic: PlannedTopic, topic_id: str) -> RestoredTopic:
+        """Put the saved configuration in force, but hold retention back where it would delete at once."""
+        outcomes = [self._outcomes[topic.target, part.partition] for part in topic.partitions]
+        held = _retention_would_delete(topic, outcomes)
+        wanted = {
+            name: value for name, value in topic.configuration.items() if not (held and name in _RETENTION)
+        }
+        current = self._admin.describe_configs([topic.target])[topic.target]
+        overridden = [name for name, value in current.items() if value.source == "DYNAMIC_TOPIC_CONFIG"]
+        self._admin.alter_configs(
+            topic.target,
+            set=wanted,
+            delete=[n for n in overridden if n not in wanted and not (held and n in _RETENTION)],
+        )
+        return RestoredTopic(
+            source=topic.source,
+            target=topic.target,
+            target_topic_id=topic_id,
+            partitions=tuple(
+                RestoredPartition(
+                    partition=part.partition,
+                    records=outcome.records,
+                    fast_batches=outcome.fast_batches,
+                    slow_batches=outcome.slow_batches,
+                    raw_bytes=outcome.raw_bytes,
+                    target_start=part.initial_end,
+                    target_end=outcome.offset_map.target_end,
+                    verified=True,
+                )
+                for part, outcome in zip(topic.partitions, outcomes, strict=True)
+            ),
+            configuration=topic.configuration,
+            not_applied=topic.not_applied,
+            retention_held=held,
+        )
+
+    def _store_offset_maps(self) -> None:
+        for topic in self._plan.topics:
+            for part in topic.partitions:
+                offsets = self._outcomes[topic.target, part.partition].offset_map
+                self._repository.put_offset_map(
+                    self._plan.request.restore_id,
+                    offsets.to_document(source=topic.source, target=topic.target, partition=part.partition),
+                )
+
+    def _report(self, topics: Sequence[RestoredTopic]) -> RestoreReport:
+        report = RestoreReport(
+            restore_id=self._plan.request.restore_id,
+            attempt=self._attempt,
+            status="verified",
+            started_at=self._started_at,
+            ended_at=time.time_ns() // 1_000_000,
+            target_cluster_id=self._plan.target_cluster_id,
+            topics=tuple(topics),
+            seconds=time.monotonic() - self._began,
+        )
+        self._repository.put_report(report)
+        return report
+
+
+def _retention_would_delete(topic: PlannedTopic, outcomes: Sequence[Outcome]) -> bool:
+    """Whether the saved retention would delete restored records as soon as it is in force.
+
+    Kafka deletes a log segment when its largest timestamp is too old. A log segment holds at least
+    one batch, so if no batch's largest timestamp is too old, no log segment's is.
+    """
+    if "delete" not in topic.configuration.get("cleanup.policy", "delete").split(","):
+        return False
+    now = time.time_ns() // 1_000_000
+    oldest = min((o.oldest_batch for o in outcomes if o.oldest_batch is not None), default=now)
+    largest = max((o.raw_bytes for o in outcomes), default=0)
+    return (topic.retention_ms >= 0 and oldest < now - topic.retention_ms) or (
+        0 <= topic.retention_bytes < largest
+    )

@@ -1,0 +1,118 @@
+"""Which topics a request means: exact names, wildcards, regular expressions, exclusions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from fnmatch import translate
+
+from kafka_backup.errors import ConfigurationError
+
+_EXACT = re.compile(r"[a-zA-Z0-9._-]{1,249}")
+_WILDCARD = re.compile(r"[a-zA-Z0-9._*?-]+")
+
+
+class FilterKind(Enum):
+    """How a filter is written: exactly, with wildcards, or as a regular expression."""
+
+    EXACT = "exact"
+    WILDCARD = "wildcard"
+    REGEX = "regex"
+
+
+@dataclass(frozen=True, slots=True)
+class TopicFilter:
+    """One filter. Matching is case-sensitive and covers the whole name.
+
+    A regular expression is searched in the name, as Kafka's own tools do: ``^`` and ``$`` anchor it.
+    """
+
+    text: str
+    kind: FilterKind
+    _pattern: re.Pattern[str] = field(repr=False)
+
+    @classmethod
+    def exact(cls, name: str) -> TopicFilter:
+        """Match exactly this topic name."""
+        if not _EXACT.fullmatch(name) or name in (".", ".."):
+            raise ConfigurationError(f"topic filter {name!r}: not a Kafka topic name")
+        return cls(name, FilterKind.EXACT, re.compile(rf"\A{re.escape(name)}\Z"))
+
+    @classmethod
+    def wildcard(cls, pattern: str) -> TopicFilter:
+        """Match names by ``*`` (any characters) and ``?`` (one character)."""
+        if not _WILDCARD.fullmatch(pattern):
+            raise ConfigurationError(
+                f"topic filter {pattern!r}: only topic name characters, * and ? may occur"
+            )
+        return cls(pattern, FilterKind.WILDCARD, re.compile(rf"\A{translate(pattern)}"))
+
+    @classmethod
+    def regex(cls, pattern: str) -> TopicFilter:
+        """Match names in which `pattern`, a Python regular expression, is found."""
+        if not pattern:
+            raise ConfigurationError("topic filter //: empty (write * for all topics)")
+        try:
+            return cls(f"/{pattern}/", FilterKind.REGEX, re.compile(pattern))
+        except re.error as error:
+            raise ConfigurationError(
+                f"topic filter /{pattern}/: not a valid regular expression ({error})"
+            ) from error
+
+    @classmethod
+    def parse(cls, text: str) -> TopicFilter:
+        """Read a filter as it is written in configuration files and on the command line.
+
+        Raises:
+            ConfigurationError: the filter is empty, malformed, or not a possible topic name.
+        """
+        if len(text) >= 2 and text.startswith("/") and text.endswith("/"):
+            return cls.regex(text[1:-1])
+        if "*" in text or "?" in text:
+            return cls.wildcard(text)
+        return cls.exact(text)
+
+    def matches(self, topic: str) -> bool:
+        """Whether the filter matches the topic name."""
+        return self._pattern.search(topic) is not None
+
+
+@dataclass(frozen=True, slots=True)
+class TopicSelection:
+    """The topics that some filters include and none excludes.
+
+    Internal topics (``__consumer_offsets``) are taken only when an exact filter names them.
+    """
+
+    include: tuple[TopicFilter, ...]
+    exclude: tuple[TopicFilter, ...] = ()
+
+    @classmethod
+    def parse(cls, include: Iterable[str], exclude: Iterable[str] = ()) -> TopicSelection:
+        """Read filters as written; raises ConfigurationError for a malformed one."""
+        return cls(tuple(map(TopicFilter.parse, include)), tuple(map(TopicFilter.parse, exclude)))
+
+    def includes(self, topic: str, *, internal: bool = False) -> bool:
+        """Whether the selection takes this topic."""
+        wanted = any(f.matches(topic) for f in self.include if not internal or f.kind is FilterKind.EXACT)
+        return wanted and not any(f.matches(topic) for f in self.exclude)
+
+    def select(self, topics: Iterable[str], *, internal: Iterable[str] = (), where: str) -> Sequence[str]:
+        """Return the selected names, sorted.
+
+        Args:
+            topics: all existing topic names.
+            internal: those of them that are internal to Kafka.
+            where: what `topics` is a list of ("the cluster"), for the error message.
+
+        Raises:
+            ConfigurationError: an exact filter names a topic that does not exist.
+        """
+        names = set(topics)
+        hidden = set(internal)
+        for wanted in self.include:
+            if wanted.kind is FilterKind.EXACT and wanted.text not in names:
+                raise ConfigurationError(f"topic {wanted.text!r} was named but does not exist in {where}")
+        return sorted(name for name in names if self.includes(name, internal=name in hidden))

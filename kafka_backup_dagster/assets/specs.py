@@ -1,0 +1,132 @@
+"""The assets of a list of topic filters."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import dagster as dg
+
+from kafka_backup_dagster.assets.translator import (
+    KafkaBackupTranslator,
+    KafkaBackupTranslatorData,
+    source_topic_key,
+)
+
+FILTERS_KEY = "kafka_backup/topics"
+EXCLUDE_KEY = "kafka_backup/exclude"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AssetTopics:
+    """The topics behind one asset: filters to take and to leave out."""
+
+    filters: tuple[str, ...]
+    exclude: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, metadata: Mapping[str, object], *, asset_key: dg.AssetKey) -> "AssetTopics":
+        """Read them back from an asset's metadata.
+
+        Raises:
+            DagsterInvariantViolationError: the asset was not made by this package.
+        """
+        if FILTERS_KEY not in metadata:
+            raise dg.DagsterInvariantViolationError(
+                f"asset {asset_key.to_user_string()} does not say which topics it backs up; make it with "
+                "@kafka_backup_assets or build_kafka_backup_asset_specs"
+            )
+        return cls(
+            filters=_texts(metadata[FILTERS_KEY]),
+            exclude=_texts(metadata.get(EXCLUDE_KEY, ())),
+        )
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    content = value.value if isinstance(value, dg.JsonMetadataValue) else value
+    if not isinstance(content, list | tuple):
+        raise dg.DagsterInvariantViolationError(f"expected a list of topic filters, found {content!r}")
+    return tuple(str(item) for item in content)
+
+
+def build_kafka_backup_asset_specs(
+    topics: Sequence[str],
+    *,
+    cluster_name: str = "default",
+    kafka_backup_translator: KafkaBackupTranslator | None = None,
+    storage_kind: str | None = None,
+) -> Sequence[dg.AssetSpec]:
+    """Return the asset specs of some topic filters; contacts nothing.
+
+    Each exact name becomes an asset. All patterns together become one more, which captures what
+    they match beyond the exact names: which topics these are only a run can know.
+
+    Args:
+        topics: filters as in ``backup.topics`` of the configuration.
+        cluster_name: how the people here call the cluster; part of the asset keys.
+        kafka_backup_translator: makes the specs.
+        storage_kind: asset kind of the repository's store, such as ``s3``.
+
+    Raises:
+        DagsterInvalidDefinitionError: no topic, a malformed filter, or two assets with one key.
+    """
+    translator = kafka_backup_translator or KafkaBackupTranslator()
+    exact, patterns = split_filters(topics)
+    wanted: list[tuple[tuple[str, ...], str | None, tuple[str, ...]]] = [
+        ((topic,), topic, ()) for topic in exact
+    ]
+    if patterns:
+        wanted.append((patterns, None, exact))
+    made: dict[dg.AssetKey, str] = {}
+    specs = []
+    for filters, topic, exclude in wanted:
+        data = KafkaBackupTranslatorData(
+            cluster_name=cluster_name, topic=topic, filters=filters, storage_kind=storage_kind
+        )
+        metadata = {FILTERS_KEY: list(filters)} | ({EXCLUDE_KEY: list(exclude)} if exclude else {})
+        spec = translator.get_asset_spec(data).merge_attributes(metadata=metadata)
+        what = ", ".join(filters)
+        if spec.key in made:
+            raise dg.DagsterInvalidDefinitionError(
+                f"the backups of {made[spec.key]} and of {what} would be the same asset "
+                f"{spec.key.to_user_string()}; give them different keys in the translator's get_asset_spec"
+            )
+        made[spec.key] = what
+        specs.append(spec)
+    return specs
+
+
+def build_kafka_topic_specs(
+    topics: Sequence[str], *, cluster_name: str = "default"
+) -> Sequence[dg.AssetSpec]:
+    """Return the external assets that stand for the topics themselves, upstream of their backups.
+
+    Patterns have none: which topics they match only a run can know.
+    """
+    exact, _ = split_filters(topics)
+    return [
+        dg.AssetSpec(
+            key=source_topic_key(cluster_name, topic),
+            description=f"Topic `{topic}` of Kafka cluster {cluster_name}.",
+            kinds={"kafka"},
+        )
+        for topic in exact
+    ]
+
+
+def split_filters(topics: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the exact names and the patterns among some filters, in order, each once.
+
+    Raises:
+        DagsterInvalidDefinitionError: there is no filter, or a malformed one.
+    """
+    from kafka_backup.errors import ConfigurationError
+    from kafka_backup.selection import FilterKind, TopicFilter
+
+    try:
+        filters = [TopicFilter.parse(text) for text in dict.fromkeys(topics)]
+    except ConfigurationError as error:
+        raise dg.DagsterInvalidDefinitionError(str(error)) from error
+    if not filters:
+        raise dg.DagsterInvalidDefinitionError("no topics: name at least one topic or pattern to back up")
+    exact = tuple(item.text for item in filters if item.kind is FilterKind.EXACT)
+    patterns = tuple(item.text for item in filters if item.kind is not FilterKind.EXACT)
+    return exact, patterns

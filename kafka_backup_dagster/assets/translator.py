@@ -1,0 +1,77 @@
+"""What a topic looks like as a Dagster asset."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import dagster as dg
+
+KINDS: Mapping[str, str] = MappingProxyType(
+    {"s3": "s3", "s3a": "s3", "gs": "gcs", "az": "azure", "abfs": "azure", "file": "file", "memory": "memory"}
+)
+"""Dagster's name for the storage behind a repository URL's scheme."""
+
+
+def storage_kind(repository_url: str) -> str | None:
+    """Return the asset kind for a repository URL, None for a scheme that Dagster has no name for."""
+    return KINDS.get(repository_url.partition("://")[0])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KafkaBackupTranslatorData:
+    """What a translator may know of one asset. It is known without a broker or a store.
+
+    Attributes:
+        cluster_name: how the people here call the cluster.
+        topic: the topic; None for the asset that stands for all topics that patterns match.
+        filters: the filters as configured: the topic alone, or the patterns.
+        storage_kind: the kind of object store, such as ``s3``, if known.
+    """
+
+    cluster_name: str
+    topic: str | None
+    filters: tuple[str, ...]
+    storage_kind: str | None = None
+
+
+class KafkaBackupTranslator:
+    """Turns topics into asset specs. Subclass it and override `get_asset_spec`.
+
+    Example:
+        class Mine(KafkaBackupTranslator):
+            def get_asset_spec(self, data):
+                return super().get_asset_spec(data).replace_attributes(group_name="backups")
+    """
+
+    def get_asset_spec(self, data: KafkaBackupTranslatorData) -> dg.AssetSpec:
+        """Return the spec of a topic's backup.
+
+        By default its key is ``kafka_backup/<cluster>/<topic>`` and it depends on the external
+        asset ``kafka/<cluster>/<topic>``; the asset of patterns is
+        ``kafka_backup/<cluster>/matching_topics`` and depends on nothing.
+        """
+        kinds = {"kafka"} | ({data.storage_kind} if data.storage_kind else set())
+        if data.topic is None:
+            patterns = ", ".join(f"`{text}`" for text in data.filters)
+            return dg.AssetSpec(
+                key=["kafka_backup", data.cluster_name, "matching_topics"],
+                description=(
+                    f"Backup of every topic of Kafka cluster {data.cluster_name} that matches {patterns} and "
+                    "has no asset of its own."
+                ),
+                kinds=kinds,
+            )
+        return dg.AssetSpec(
+            key=["kafka_backup", data.cluster_name, data.topic],
+            deps=[source_topic_key(data.cluster_name, data.topic)],
+            description=(
+                f"Backup of topic `{data.topic}` of Kafka cluster {data.cluster_name}: each materialization "
+                "saves everything from where the last one ended to the last stable offset."
+            ),
+            kinds=kinds,
+        )
+
+
+def source_topic_key(cluster_name: str, topic: str) -> dg.AssetKey:
+    """Return the key of the external asset that stands for the topic itself."""
+    return dg.AssetKey(["kafka", cluster_name, topic])

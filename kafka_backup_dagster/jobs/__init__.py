@@ -1,0 +1,1 @@
+"""Jobs: what a person launches by hand, on a bad day."""

@@ -1,0 +1,254 @@
+"""The restore job: a flat form in the Launchpad, a dry run unless told otherwise."""
+
+import re
+import threading
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal
+
+import dagster as dg
+from pydantic import ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+from kafka_backup_dagster.errors import as_failure
+from kafka_backup_dagster.interrupts import run_interruptibly
+from kafka_backup_dagster.metadata import (
+    RESTORE_JOB,
+    Metadata,
+    plan_metadata,
+    problem_lines,
+    report_metadata,
+    restored_topic_metadata,
+)
+from kafka_backup_dagster.resources.resource import KafkaBackupResource
+
+if TYPE_CHECKING:
+    from kafka_backup import Engine, RestorePlan, RestoreProgress, RestoreReport, RestoreRequest
+
+LOG_SECONDS = 10.0
+
+
+class RenameConfig(dg.Config):
+    """A rule that gives restored topics new names."""
+
+    pattern: str = Field(description="A Python regular expression that must match a topic's whole name.")
+    replacement: str = Field(description=r"The new name; \1 stands for the first group of the pattern.")
+
+
+class RestoreConfig(dg.Config):
+    """What to restore, under which names, up to which moment.
+
+    Launch it once as it is: the dry run says what would happen, and everything that forbids it.
+    Then launch it again with mode execute and the same restore_id.
+    """
+
+    model_config = ConfigDict(hide_input_in_errors=True)
+
+    restore_id: str = Field(
+        description=(
+            "Name of this restore. The same id with the same request goes on where it stopped, with another "
+            "request it is refused."
+        )
+    )
+    mode: Literal["dry_run", "execute"] = Field(
+        default="dry_run", description="dry_run changes nothing and shows the plan; execute carries it out."
+    )
+    topics: list[str] = Field(
+        default=[],
+        description="Exact names, wildcards (app_*) or /regular expressions/; empty: every topic there is.",
+    )
+    partitions: list[int] = Field(default=[], description="Only these partitions; empty: all.")
+    rename: list[RenameConfig] = Field(
+        default=[], description="The first rule that matches a topic's whole name gives its new name."
+    )
+    prefix: str = Field(default="", description="Put before the (renamed) name of each restored topic.")
+    from_time: str | None = Field(
+        default=None,
+        description=(
+            "Take records of this time or later: 2026-01-31T12:00:00Z, 2026-01-31T13:00:00+01:00, "
+            'or milliseconds in quotes: "1769860800000".'
+        ),
+    )
+    until_time: str | None = Field(
+        default=None, description="Take records of this time or earlier; written as from_time."
+    )
+    capture: str | None = Field(
+        default=None, description="Restore the state as of this capture; by default the newest."
+    )
+    incarnation: str | None = Field(
+        default=None, description="The topic id to restore, where a topic was deleted and made again."
+    )
+
+    @model_validator(mode="after")
+    def _can_be_asked(self) -> "RestoreConfig":
+        try:
+            self.request()
+        except ValueError as error:
+            # The Launchpad shows this text: without pydantic's own words around it.
+            raise PydanticCustomError("restore_form", "{problem}", {"problem": str(error)}) from error
+        return self
+
+    def request(self) -> "RestoreRequest":
+        """Return the engine's request.
+
+        Raises:
+            ValueError: a value is wrong; the message names it.
+        """
+        from kafka_backup.errors import ConfigurationError
+        from kafka_backup.repository.restore_documents import RenameRule, RestoreRequest
+        from kafka_backup.selection import TopicSelection
+
+        for rule in self.rename:
+            try:
+                re.compile(rule.pattern)
+            except re.error as error:
+                raise ValueError(f"rename: {rule.pattern!r} is not a regular expression ({error})") from error
+        try:
+            TopicSelection.parse(self.topics)
+        except ConfigurationError as error:
+            raise ValueError(f"topics: {error}") from error
+        if any(partition < 0 for partition in self.partitions):
+            raise ValueError(f"partitions: {self.partitions} has a negative number")
+        from_ms, until_ms = _time("from_time", self.from_time), _time("until_time", self.until_time)
+        if from_ms is not None and until_ms is not None and from_ms > until_ms:
+            raise ValueError(f"from_time {self.from_time} is after until_time {self.until_time}")
+        try:
+            return RestoreRequest(
+                restore_id=self.restore_id,
+                topics=tuple(self.topics),
+                partitions=tuple(self.partitions),
+                rename=tuple(
+                    RenameRule(pattern=rule.pattern, replacement=rule.replacement) for rule in self.rename
+                ),
+                prefix=self.prefix,
+                from_ms=from_ms,
+                until_ms=until_ms,
+                capture=self.capture,
+                incarnation=self.incarnation,
+            )
+        except ValidationError as error:
+            problems = (
+                f"{'.'.join(map(str, item['loc']))}: {item['msg'].removeprefix('Value error, ')}"
+                for item in error.errors(include_url=False)
+            )
+            raise ValueError("; ".join(problems)) from error
+
+
+def _time(name: str, text: str | None) -> int | None:
+    from kafka_backup.errors import ConfigurationError
+    from kafka_backup.times import parse_time
+
+    if text is None:
+        return None
+    try:
+        return parse_time(text)
+    except ConfigurationError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+class _Progress:
+    """The newest progress of each topic, told by the engine's threads and logged by the main one."""
+
+    def __init__(self, log: dg.DagsterLogManager) -> None:
+        self._log = log
+        self._lock = threading.Lock()
+        self._newest: dict[str, RestoreProgress] = {}
+        self._logged = time.monotonic()
+
+    def note(self, progress: "RestoreProgress") -> None:
+        """Keep it until the next line is due; may be called from any thread."""
+        with self._lock:
+            self._newest[progress.target] = progress
+
+    def log_when_due(self) -> None:
+        """Log what came since the last line, not more often than each `LOG_SECONDS`."""
+        if time.monotonic() - self._logged < LOG_SECONDS:
+            return
+        self._logged = time.monotonic()
+        with self._lock:
+            newest, self._newest = self._newest, {}
+        if newest:
+            self._log.info("\n".join(_progress_line(item) for _, item in sorted(newest.items())))
+
+
+def _progress_line(item: "RestoreProgress") -> str:
+    rate = item.raw_bytes / item.seconds / 1e6 if item.seconds else 0.0
+    return (
+        f"{item.source} -> {item.target}: {item.phase}, {item.records_done:,} of {item.records_total:,} "
+        f"records, {rate:.1f} MB/s"
+    )
+
+
+@dg.op(out=dg.Out(dg.Nothing), tags={"kafka_backup/kind": "restore"})
+def restore_topics(
+    context: dg.OpExecutionContext, config: RestoreConfig, kafka_backup: KafkaBackupResource
+) -> Iterator[dg.AssetMaterialization | dg.Output[None]]:
+    """Plan a restore and, if asked to, carry it out and verify it."""
+    with as_failure(), kafka_backup.engine() as engine:
+        plan = run_interruptibly(lambda _: engine.plan_restore(config.request()))
+        context.log.info(_plan_lines(plan))
+        _refuse_problems(plan)
+        if config.mode == "dry_run":
+            status: Metadata = {"kafka_backup/status": dg.MetadataValue.text("dry run: nothing was changed")}
+            yield dg.Output(None, metadata=status | plan_metadata(plan))
+            return
+        report = _execute(context, engine, plan)
+    for topic in report.topics:
+        yield dg.AssetMaterialization(
+            asset_key=["kafka_restored", topic.target],
+            description=f"Topic {topic.source}, restored and verified by restore {report.restore_id}.",
+            metadata=restored_topic_metadata(topic, report),
+        )
+    yield dg.Output(None, metadata=report_metadata(report))
+
+
+def _execute(context: dg.OpExecutionContext, engine: "Engine", plan: "RestorePlan") -> "RestoreReport":
+    progress = _Progress(context.log)
+    return run_interruptibly(
+        lambda stop: engine.restore(plan, stop=stop, on_progress=progress.note),
+        on_slice=progress.log_when_due,
+    )
+
+
+def _refuse_problems(plan: "RestorePlan") -> None:
+    if plan.problems:
+        lines = problem_lines(plan.problems)
+        raise dg.Failure(
+            description=f"restore {plan.request.restore_id} is refused, nothing was changed:\n"
+            + "\n".join(lines),
+            metadata=plan_metadata(plan),
+            allow_retries=False,
+        )
+
+
+def _plan_lines(plan: "RestorePlan") -> str:
+    lines = [f"restore {plan.request.restore_id} into cluster {plan.target_cluster_id}:"]
+    for topic in plan.topics:
+        records = sum(part.records for part in topic.partitions)
+        raw_bytes = sum(part.raw_bytes for part in topic.partitions)
+        bound = "at most " if plan.request.from_ms is not None or plan.request.until_ms is not None else ""
+        lines.append(
+            f"{topic.source} -> {topic.target}: {len(topic.partitions)} partitions, {bound}{records:,} "
+            f"records, {raw_bytes / 1e6:.1f} MB"
+        )
+    return "\n".join(lines)
+
+
+@dg.config_mapping
+def restore_form(val: RestoreConfig) -> dg.RunConfig:
+    """Give the flat form to the op; a wrong value is refused here, before there is a run."""
+    return dg.RunConfig(ops={restore_topics.name: val})
+
+
+@dg.job(
+    name=RESTORE_JOB,
+    config=restore_form,
+    executor_def=dg.in_process_executor,
+    tags={"kafka_backup/kind": "restore", "dagster/priority": "10"},
+)
+def restore_job() -> None:
+    """Restore topics from the repository, verify them, and report. A dry run by default.
+
+    Terminating it stops cleanly; executing it again with the same restore_id goes on.
+    """
+    restore_topics()

@@ -1,0 +1,204 @@
+"""What materializations show: numbers, tables of offsets, and the way back.
+
+Keys that Dagster knows (``dagster/...``) are used where they fit, so that it plots them; all others
+are in the namespace ``kafka_backup/``.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+import dagster as dg
+import yaml
+
+if TYPE_CHECKING:
+    from kafka_backup.progress import PartitionResult
+    from kafka_backup.repository.restore_documents import Problem, RestoredTopic, RestorePlan, RestoreReport
+
+MAX_ROWS = 100
+"""Rows of one table; every one is stored with the event, in each window."""
+MAX_LINKED_TOPICS = 50
+RESTORE_JOB = "restore"
+DEFAULT_LOCATION = "kafka_backup"
+"""The code location's name in workspace.yaml."""
+
+Metadata = dict[str, dg.MetadataValue]
+Row = Mapping[str, str | int | float | bool]
+
+
+def table(rows: Sequence[Row], columns: Mapping[str, str]) -> dg.TableMetadataValue:
+    """Return rows as a table, cut at `MAX_ROWS`; `columns` are names with Dagster's column types."""
+    return dg.MetadataValue.table(
+        records=[dg.TableRecord(dict(row)) for row in rows[:MAX_ROWS]],
+        schema=dg.TableSchema(
+            columns=[dg.TableColumn(name=name, type=kind) for name, kind in columns.items()]
+        ),
+    )
+
+
+def partitions_table(partitions: Sequence["PartitionResult"]) -> dg.TableMetadataValue:
+    """Return the captured offset ranges ``[start, end)`` with their ledgers, busiest partitions first."""
+    columns = ("partition", "start", "end", "records", "control", "aborted", "compacted", "lost")
+    busiest = sorted(partitions, key=lambda part: (part.start - part.end, part.partition))[:MAX_ROWS]
+    return table(
+        [
+            {name: getattr(part, name) for name in columns}
+            for part in sorted(busiest, key=lambda part: part.partition)
+        ],
+        dict.fromkeys(columns, "integer"),
+    )
+
+
+def mb_per_second(raw_bytes: int, seconds: float) -> dg.FloatMetadataValue:
+    """Return a rate in MB/s (10^6 bytes), 0 where nothing took no time."""
+    return dg.MetadataValue.float(round(raw_bytes / seconds / 1e6, 3) if seconds > 0 else 0.0)
+
+
+def timestamp(milliseconds: int) -> dg.TimestampMetadataValue:
+    """Return a time in ms since the epoch as Dagster shows it."""
+    return dg.MetadataValue.timestamp(milliseconds / 1000)
+
+
+def restore_link(
+    *, location_name: str, capture: str, name: str, topics: Sequence[str]
+) -> dg.MarkdownMetadataValue:
+    """Return a link that opens the restore job's Launchpad, filled in for one capture.
+
+    It is filled in so that launching it at once changes nothing: a dry run under new names.
+
+    Args:
+        location_name: the code location that has the restore job.
+        capture: the capture to go back to.
+        name: what is restored, for the restore id.
+        topics: exact names; the filter list of the form stays empty above `MAX_LINKED_TOPICS`.
+    """
+    config = {
+        "restore_id": f"{capture}-{name}"[:120],
+        "mode": "dry_run",
+        "topics": list(topics) if len(topics) <= MAX_LINKED_TOPICS else [],
+        "prefix": "restored-",
+        "capture": capture,
+    }
+    form = yaml.safe_dump(config, sort_keys=False)
+    path = f"/locations/{quote(location_name, safe='@')}/jobs/{RESTORE_JOB}/playground/setup"
+    return dg.MetadataValue.md(f"[Restore to this point]({path}?config={quote(form, safe='')})")
+
+
+def location_of(context: dg.OpExecutionContext | dg.AssetExecutionContext) -> str:
+    """Return the name of the code location that launched this run, as far as Dagster says."""
+    origin = context.run.remote_job_origin
+    return DEFAULT_LOCATION if origin is None else origin.location_name
+
+
+def plan_metadata(plan: "RestorePlan") -> Metadata:
+    """Return what a restore will do, as people want to read it before they say yes."""
+    rows: list[Row] = [
+        {
+            "source": topic.source,
+            "target": topic.target,
+            "partitions": len(topic.partitions),
+            "records": sum(part.records for part in topic.partitions),
+            "raw_mb": round(sum(part.raw_bytes for part in topic.partitions) / 1e6, 3),
+            "batches": sum(part.batches for part in topic.partitions),
+            "reencoded_batches": sum(part.reencoded_batches for part in topic.partitions),
+            "commit": topic.head,
+        }
+        for topic in plan.topics
+    ]
+    columns = dict.fromkeys(rows[0] if rows else (), "integer") | {
+        "source": "string",
+        "target": "string",
+        "raw_mb": "float",
+    }
+    shown: Metadata = {}
+    if plan.problems:
+        shown["kafka_backup/problems"] = dg.MetadataValue.md(
+            "\n".join(f"* {line}" for line in problem_lines(plan.problems))
+        )
+    return shown | {
+        "kafka_backup/restore_id": dg.MetadataValue.text(plan.request.restore_id),
+        "kafka_backup/target_cluster": dg.MetadataValue.text(plan.target_cluster_id),
+        "kafka_backup/topics": table(rows, columns),
+        "kafka_backup/records": dg.MetadataValue.int(
+            sum(part.records for topic in plan.topics for part in topic.partitions)
+        ),
+        "kafka_backup/raw_bytes": dg.MetadataValue.int(
+            sum(part.raw_bytes for topic in plan.topics for part in topic.partitions)
+        ),
+        "kafka_backup/configuration": dg.MetadataValue.json(
+            {topic.target: dict(topic.configuration) for topic in plan.topics}
+        ),
+        "kafka_backup/not_applied": dg.MetadataValue.json(
+            {topic.target: dict(topic.not_applied) for topic in plan.topics if topic.not_applied}
+        ),
+    }
+
+
+def problem_lines(problems: Iterable["Problem"]) -> list[str]:
+    """Return one line for each problem, with its place."""
+    lines = []
+    for problem in problems:
+        place = problem.topic or ""
+        if problem.partition is not None:
+            place += f" [{problem.partition}]"
+        lines.append(f"{place}: {problem.detail}" if place else problem.detail)
+    return lines
+
+
+def report_metadata(report: "RestoreReport") -> Metadata:
+    """Return what a restore did, all topics together."""
+    raw_bytes = sum(part.raw_bytes for topic in report.topics for part in topic.partitions)
+    return {
+        "kafka_backup/status": dg.MetadataValue.text(report.status),
+        "kafka_backup/restore_id": dg.MetadataValue.text(report.restore_id),
+        "kafka_backup/attempt": dg.MetadataValue.int(report.attempt),
+        "kafka_backup/target_cluster": dg.MetadataValue.text(report.target_cluster_id),
+        "kafka_backup/topics": table(
+            [
+                {
+                    "source": topic.source,
+                    "target": topic.target,
+                    "partitions": len(topic.partitions),
+                    "records": sum(part.records for part in topic.partitions),
+                    "verified": all(part.verified for part in topic.partitions),
+                }
+                for topic in report.topics
+            ],
+            {
+                "source": "string",
+                "target": "string",
+                "partitions": "integer",
+                "records": "integer",
+                "verified": "bool",
+            },
+        ),
+        "kafka_backup/records": dg.MetadataValue.int(
+            sum(part.records for topic in report.topics for part in topic.partitions)
+        ),
+        "kafka_backup/raw_bytes": dg.MetadataValue.int(raw_bytes),
+        "kafka_backup/seconds": dg.MetadataValue.float(round(report.seconds, 3)),
+        "kafka_backup/mb_per_second": mb_per_second(raw_bytes, report.seconds),
+    }
+
+
+def restored_topic_metadata(topic: "RestoredTopic", report: "RestoreReport") -> Metadata:
+    """Return what a restore did for one topic: the proof, partition by partition."""
+    columns = ("partition", "target_start", "target_end", "records", "fast_batches", "slow_batches")
+    return {
+        "dagster/row_count": dg.MetadataValue.int(sum(part.records for part in topic.partitions)),
+        "kafka_backup/restore_id": dg.MetadataValue.text(report.restore_id),
+        "kafka_backup/attempt": dg.MetadataValue.int(report.attempt),
+        "kafka_backup/source_topic": dg.MetadataValue.text(topic.source),
+        "kafka_backup/target_cluster": dg.MetadataValue.text(report.target_cluster_id),
+        "kafka_backup/target_topic_id": dg.MetadataValue.text(topic.target_topic_id),
+        "kafka_backup/raw_bytes": dg.MetadataValue.int(sum(part.raw_bytes for part in topic.partitions)),
+        "kafka_backup/partitions": table(
+            [
+                {name: getattr(part, name) for name in columns} | {"verified": part.verified}
+                for part in topic.partitions
+            ],
+            dict.fromkeys(columns, "integer") | {"verified": "bool"},
+        ),
+        "kafka_backup/retention_held": dg.MetadataValue.bool(topic.retention_held),
+        "kafka_backup/not_applied": dg.MetadataValue.json(dict(topic.not_applied)),
+    }

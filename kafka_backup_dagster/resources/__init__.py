@@ -1,0 +1,1 @@
+"""Resources: what assets, jobs and a user's own ops call."""

@@ -1,0 +1,199 @@
+"""The resource: one Kafka cluster and its repository."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import dagster as dg
+from pydantic import Field, ValidationError, model_validator
+
+from kafka_backup_dagster.errors import as_failure
+from kafka_backup_dagster.metadata import location_of
+from kafka_backup_dagster.resources.capture import (
+    filters_of,
+    run_capture,
+    selected_topics,
+    window_of,
+)
+from kafka_backup_dagster.resources.materializations import materializations
+
+if TYPE_CHECKING:
+    from kafka_backup import Engine, EngineConfig
+
+
+class KafkaBackupResource(dg.ConfigurableResource["KafkaBackupResource"]):
+    """A Kafka cluster and the repository of its backups.
+
+    Configure it with a ``kafka-backup.yaml`` (`from_yaml`), which keeps secrets out of Dagster's own
+    configuration, or field by field, with `EnvVar` for everything secret.
+
+    Example:
+        KafkaBackupResource(
+            bootstrap_servers="kafka:9092",
+            properties={"sasl.password": dg.EnvVar("KAFKA_PASSWORD"), ...},
+            repository_url="s3://backups/kafka",
+        )
+    """
+
+    config_path: str | None = Field(
+        default=None, description="A kafka-backup.yaml; then leave all other connection fields out."
+    )
+    bootstrap_servers: str | None = Field(
+        default=None, description="host:port of some brokers, comma-separated."
+    )
+    properties: dict[str, str] = Field(
+        default={}, description="Further librdkafka properties, such as sasl.password (use EnvVar)."
+    )
+    retry_seconds: float = Field(
+        default=60.0, description="How long one operation on the cluster is retried."
+    )
+    target_bootstrap_servers: str | None = Field(
+        default=None, description="Brokers of the cluster that restores write to; by default the same one."
+    )
+    target_properties: dict[str, str] = Field(
+        default={}, description="librdkafka properties for the target cluster."
+    )
+    target_retry_seconds: float = Field(
+        default=60.0, description="How long one operation on the target cluster is retried."
+    )
+    repository_url: str | None = Field(
+        default=None, description="Where the backups are: file:///path, s3://bucket/prefix, gs://, az://."
+    )
+    repository_options: dict[str, str] = Field(
+        default={}, description="obstore's options for that store (use EnvVar for secrets)."
+    )
+    topics: list[str] = Field(
+        default=["*"], description="Filters that engine().backup() takes; assets bring their own."
+    )
+    exclude: list[str] = Field(default=[], description="Filters of topics that no capture takes.")
+    compression: Literal["auto", "zstd", "none"] = Field(
+        default="auto", description="Of segments; auto compresses where the producer did not."
+    )
+    segment_bytes: int = Field(default=32 << 20, description="Raw bytes at which a segment is closed.")
+    max_concurrent_partitions: int = Field(
+        default=8, description="Partitions fetched or restored at the same time."
+    )
+    location_name: str | None = Field(
+        default=None,
+        description="Code location that has the restore job, for links; by default the one of the run.",
+    )
+
+    @model_validator(mode="after")
+    def _has_one_source(self) -> "KafkaBackupResource":
+        if self.config_path is not None:
+            if self.bootstrap_servers is not None or self.repository_url is not None:
+                raise ValueError("give either config_path, or bootstrap_servers and repository_url; not both")
+        elif self.bootstrap_servers is None or self.repository_url is None:
+            raise ValueError("give bootstrap_servers and repository_url, or config_path")
+        return self
+
+    @classmethod
+    def from_yaml(cls, path: str | Path, *, location_name: str | None = None) -> "KafkaBackupResource":
+        """Return a resource that reads a ``kafka-backup.yaml`` when it is first used."""
+        return cls(config_path=str(Path(path).absolute()), location_name=location_name)
+
+    @classmethod
+    def from_config(
+        cls, config: "EngineConfig", *, location_name: str | None = None
+    ) -> "KafkaBackupResource":
+        """Return a resource for an engine's configuration.
+
+        Its fields hold the secrets of `config`. Give it to Dagster as
+        ``ResourceDefinition.hardcoded_resource(...)``, as `build_definitions` does: plain fields of a
+        configurable resource can be read in the Launchpad.
+        """
+        target = config.target
+        return cls(
+            bootstrap_servers=config.cluster.bootstrap_servers,
+            properties=dict(config.cluster.properties),
+            retry_seconds=config.cluster.retry_seconds,
+            target_bootstrap_servers=target.bootstrap_servers if target else None,
+            target_properties=dict(target.properties) if target else {},
+            target_retry_seconds=target.retry_seconds if target else 60.0,
+            repository_url=config.repository.url,
+            repository_options=dict(config.repository.options),
+            topics=list(config.backup.topics),
+            exclude=list(config.backup.exclude),
+            compression=config.backup.compression,
+            segment_bytes=config.backup.segment_bytes,
+            max_concurrent_partitions=config.backup.max_concurrent_partitions,
+            location_name=location_name,
+        )
+
+    def engine_config(self) -> "EngineConfig":
+        """Return the engine's configuration.
+
+        Raises:
+            ConfigurationError: the file cannot be read, or a value is wrong.
+        """
+        from kafka_backup.config import EngineConfig, load_config
+        from kafka_backup.errors import ConfigurationError
+
+        if self.config_path is not None:
+            return load_config(self.config_path)
+        content = {
+            "cluster": {
+                "bootstrap_servers": self.bootstrap_servers,
+                "properties": self.properties,
+                "retry_seconds": self.retry_seconds,
+            },
+            "repository": {"url": self.repository_url, "options": self.repository_options},
+            "backup": {
+                "topics": self.topics,
+                "exclude": self.exclude,
+                "compression": self.compression,
+                "segment_bytes": self.segment_bytes,
+                "max_concurrent_partitions": self.max_concurrent_partitions,
+            },
+        }
+        if self.target_bootstrap_servers is not None:
+            content["target"] = {
+                "bootstrap_servers": self.target_bootstrap_servers,
+                "properties": self.target_properties,
+                "retry_seconds": self.target_retry_seconds,
+            }
+        try:
+            return EngineConfig.model_validate(content)
+        except ValidationError as error:
+            problems = "; ".join(
+                f"{'.'.join(map(str, item['loc']))}: {item['msg']}"
+                for item in error.errors(include_url=False, include_input=False)
+            )
+            raise ConfigurationError(f"KafkaBackupResource: {problems}") from error
+
+    @contextmanager
+    def engine(self) -> Iterator["Engine"]:
+        """Open the engine, for anything that the assets and jobs here do not do.
+
+        Example:
+            with kafka_backup.engine() as engine:
+                report = engine.verify(level="data")
+        """
+        from kafka_backup.engine import Engine
+
+        with Engine.open(self.engine_config()) as engine:
+            yield engine
+
+    def run(self, context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[None]]:
+        """Capture the topics of the selected assets, once for all windows of the run.
+
+        A topic's materialization says: everything that was in Kafka before the end of the window is
+        in the repository. It comes after the capture is complete, so that its link can be followed.
+
+        Raises:
+            Failure: naming every topic that was not saved or lost offsets, after the
+                materializations of the others; retries are allowed where they may help.
+            DagsterInvariantViolationError: these are not assets of this package.
+        """
+        from kafka_backup.engine import Engine
+
+        assets = selected_topics(context)
+        location_name = self.location_name or location_of(context)
+        with as_failure():
+            config = self.engine_config()
+            include, exclude = filters_of(assets, excluded=config.backup.exclude)
+            backup = config.backup.model_copy(update={"exclude": tuple(exclude)})
+            with Engine.open(config.model_copy(update={"backup": backup})) as engine:
+                outcome = run_capture(engine, include, window=window_of(context), log=context.log)
+        yield from materializations(context, assets, outcome, location_name=location_name)

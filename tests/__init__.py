@@ -1,0 +1,1 @@
+"""The tests: unit, integration, chaos, e2e; and what they share, in support."""

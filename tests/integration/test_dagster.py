@@ -1,0 +1,375 @@
+import os
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import dagster as dg
+
+from kafka_backup import Engine, parse_config
+from kafka_backup_dagster import KafkaBackupResource, build_definitions, kafka_backup_assets
+from tests.support.kafka_cluster import KafkaCluster
+from tests.support.records import NewRecord, Record
+from tests.support.topics import delete_topic, ends, new_topic, produce, read_topic
+from tests.support.waiting import wait_for
+
+
+def records(count: int) -> list[NewRecord]:
+    return [
+        NewRecord(
+            b"value %d" % i,
+            None if i % 7 == 0 else b"key %d" % i,
+            [(b"h", None), (b"h", b"x")],
+            1_700_000_000_000 + i,
+        )
+        for i in range(count)
+    ]
+
+
+def without_offsets(found: dict[int, list[Record]]) -> dict[int, list[tuple[object, ...]]]:
+    return {partition: [each[1:] for each in rows] for partition, rows in found.items()}
+
+
+def hours() -> dg.TimeWindowPartitionsDefinition:
+    return dg.HourlyPartitionsDefinition(start_date="2026-01-01-00:00")
+
+
+def last_hour(ago: int = 1) -> str:
+    return (datetime.now(UTC) - timedelta(hours=ago)).strftime("%Y-%m-%d-%H:00")
+
+
+class Dagster:
+    """The definitions of one configuration, with an instance of their own."""
+
+    def __init__(
+        self,
+        kafka: KafkaCluster,
+        folder: Path,
+        topics: Sequence[str],
+        partitions_def: dg.TimeWindowPartitionsDefinition | None = None,
+    ) -> None:
+        content = {
+            "cluster": {"bootstrap_servers": kafka.bootstrap_servers, "retry_seconds": 20},
+            "repository": {"url": f"file://{folder}/repository"},
+            "backup": {"topics": list(topics)},
+        }
+        self.config = parse_config(content, source="test")
+        self.defs = build_definitions(self.config, partitions_def=partitions_def)
+        self.instance = dg.DagsterInstance.ephemeral()
+
+    def backup(
+        self,
+        select: Sequence[str] | None = None,
+        *,
+        partition: str | None = None,
+        tags: dict[str, str] | None = None,
+    ) -> dg.ExecuteInProcessResult:
+        return self.defs.resolve_implicit_global_asset_job_def().execute_in_process(
+            instance=self.instance,
+            asset_selection=None
+            if select is None
+            else [dg.AssetKey(["kafka_backup", "default", name]) for name in select],
+            partition_key=partition,
+            tags=tags,
+            raise_on_error=False,
+        )
+
+    def restore(self, **form: object) -> dg.ExecuteInProcessResult:
+        return self.defs.resolve_job_def("restore").execute_in_process(
+            run_config=form, instance=self.instance, raise_on_error=False
+        )
+
+
+def materialized(result: dg.ExecuteInProcessResult) -> dict[tuple[str, str | None], dg.AssetMaterialization]:
+    return {
+        (event.asset_key.path[-1], event.partition): event.materialization
+        for event in result.get_asset_materialization_events()
+    }
+
+
+def failure(result: dg.ExecuteInProcessResult) -> str:
+    (event,) = [event for event in result.all_events if event.is_step_failure]
+    return event.step_failure_data.user_failure_data.description
+
+
+def output_metadata(result: dg.ExecuteInProcessResult) -> dict[str, dg.MetadataValue]:
+    (event,) = [event for event in result.all_events if event.is_successful_output]
+    return dict(event.step_output_data.metadata)
+
+
+def test_backup_and_restore_through_dagster(kafka: KafkaCluster, tmp_path: Path) -> None:
+    """Tests the main way: materialize two topics, dry run, execute, and compare every record.
+
+    It is what the product is for, as a person does it in the user interface.
+    Could go wrong: anything between the Launchpad and the broker.
+    """
+    first, second = new_topic(kafka, 2), new_topic(kafka)
+    produce(kafka.bootstrap_servers, first, records(500), codec="zstd")
+    produce(kafka.bootstrap_servers, first, records(30), partition=1)
+    produce(kafka.bootstrap_servers, second, records(20))
+    dagster = Dagster(kafka, tmp_path, [first, second])
+
+    saved = materialized(dagster.backup())
+    assert saved[first, None].metadata["dagster/row_count"].value == 530
+    assert saved[second, None].metadata["dagster/row_count"].value == 20
+    rows = saved[first, None].metadata["kafka_backup/partitions"].records
+    assert [(row.data["partition"], row.data["start"], row.data["end"]) for row in rows] == [
+        (0, 0, 500),
+        (1, 0, 30),
+    ]
+    assert saved[first, None].metadata["dagster/uri"].value.startswith("file://")
+    assert (
+        "/jobs/restore/playground/setup?config=" in saved[first, None].metadata["kafka_backup/restore"].value
+    )
+
+    form = {"restore_id": "r1", "prefix": "back-"}
+    dry = dagster.restore(**form)
+    assert dry.success
+    assert output_metadata(dry)["kafka_backup/records"].value == 550
+    assert not {f"back-{first}", f"back-{second}"} & set(kafka.admin().list_topics(timeout=20).topics)
+
+    done = dagster.restore(**form, mode="execute")
+    assert done.success
+    assert output_metadata(done)["kafka_backup/status"].value == "verified"
+    restored = materialized(done)
+    assert set(restored) == {(f"back-{first}", None), (f"back-{second}", None)}
+    assert restored[f"back-{first}", None].metadata["kafka_backup/source_topic"].value == first
+    for topic in (first, second):
+        assert without_offsets(read_topic(kafka.bootstrap_servers, f"back-{topic}")) == without_offsets(
+            read_topic(kafka.bootstrap_servers, topic)
+        )
+
+
+def test_restore_that_is_forbidden_lists_every_problem(kafka: KafkaCluster, tmp_path: Path) -> None:
+    """Tests a restore over two topics that still hold records, dry and for real.
+
+    The commonest mistake of a bad day is to restore on top of what is there.
+    Could go wrong: records are doubled; or only the first problem is named, and the next comes an hour later.
+    """
+    topics = [new_topic(kafka), new_topic(kafka)]
+    for topic in topics:
+        produce(kafka.bootstrap_servers, topic, records(5))
+    dagster = Dagster(kafka, tmp_path, topics)
+    assert dagster.backup().success
+
+    for mode in ("dry_run", "execute"):
+        refused = dagster.restore(restore_id="r1", mode=mode)
+        assert not refused.success
+        assert all(topic in failure(refused) for topic in topics)
+    assert [ends(kafka.bootstrap_servers, topic)[0] for topic in topics] == [(0, 5), (0, 5)]
+
+
+def test_windows_are_labels_and_old_ones_are_held(kafka: KafkaCluster, tmp_path: Path) -> None:
+    """Tests the newest window, then an older one, then a range of both.
+
+    A backfill of old windows must be quick, green, and say where the data is.
+    Could go wrong: it captures again, fails, or claims records that another window has.
+    """
+    topic = new_topic(kafka)
+    produce(kafka.bootstrap_servers, topic, records(10))
+    dagster = Dagster(kafka, tmp_path, [topic], hours())
+    newest, older = last_hour(), last_hour(3)
+
+    first = materialized(dagster.backup(partition=newest))[topic, newest]
+    produce(kafka.bootstrap_servers, topic, records(4))
+    held = materialized(dagster.backup(partition=older))[topic, older]
+    both = materialized(
+        dagster.backup(
+            tags={"dagster/asset_partition_range_start": older, "dagster/asset_partition_range_end": newest}
+        )
+    )
+
+    assert first.metadata["dagster/partition_row_count"].value == 10
+    assert held.metadata["dagster/partition_row_count"].value == 0
+    capture = first.metadata["kafka_backup/capture"].value
+    assert f"held by capture {capture}" in held.metadata["kafka_backup/status"].value
+    assert held.tags["dagster/data_version"] == first.tags["dagster/data_version"]
+    assert len(both) == 3
+    assert both[topic, newest].metadata["dagster/partition_row_count"].value == 4
+    assert both[topic, older].metadata["dagster/partition_row_count"].value == 0
+
+
+def test_only_the_selected_topic_is_captured(kafka: KafkaCluster, tmp_path: Path) -> None:
+    """Tests one of two assets, then both.
+
+    Somebody backs up one topic before a risky change.
+    Could go wrong: the other is captured without a materialization, or the first one twice.
+    """
+    wanted, other = new_topic(kafka), new_topic(kafka)
+    for topic in (wanted, other):
+        produce(kafka.bootstrap_servers, topic, records(3))
+    dagster = Dagster(kafka, tmp_path, [wanted, other])
+
+    assert set(materialized(dagster.backup([wanted]))) == {(wanted, None)}
+    with Engine.open(dagster.config) as engine:
+        assert [topic for topic, _ in engine.repository().topics()] == [wanted]
+    saved = materialized(dagster.backup())
+    assert saved[wanted, None].metadata["kafka_backup/status"].value == "unchanged"
+    assert saved[other, None].metadata["dagster/row_count"].value == 3
+
+
+def test_patterns_take_what_has_no_asset_of_its_own(kafka: KafkaCluster, tmp_path: Path) -> None:
+    """Tests an exact name and a pattern that matches it and two more topics.
+
+    Topics that nobody listed are saved too, and shown in one table.
+    Could go wrong: the exact topic is captured by both, or a new topic by none.
+    """
+    prefix = new_topic(kafka)
+    named, *rest = (new_topic(kafka, name=f"{prefix}-{i}") for i in range(3))
+    for topic in (named, *rest):
+        produce(kafka.bootstrap_servers, topic, records(2))
+    dagster = Dagster(kafka, tmp_path, [named, f"{prefix}-*"])
+
+    saved = materialized(dagster.backup(["matching_topics"]))
+    rows = saved["matching_topics", None].metadata["kafka_backup/topics"].records
+    assert sorted(row.data["topic"] for row in rows) == rest
+    assert materialized(dagster.backup())[named, None].metadata["dagster/row_count"].value == 2
+
+
+def test_missing_topic_fails_by_name(kafka: KafkaCluster, tmp_path: Path) -> None:
+    """Tests an asset whose topic was deleted.
+
+    A topic that silently is no longer backed up is found out on the bad day.
+    Could go wrong: the run is green because nothing was to be done.
+    """
+    topic, gone = new_topic(kafka), new_topic(kafka)
+    dagster = Dagster(kafka, tmp_path, [topic, gone])
+    assert dagster.backup().success
+    delete_topic(kafka, gone)
+
+    result = dagster.backup()
+    assert not result.success
+    assert gone in failure(result)
+
+
+def test_restore_goes_on_when_it_is_executed_again(kafka: KafkaCluster, tmp_path: Path) -> None:
+    """Tests the same restore id twice, and then with another request.
+
+    Dagster's re-execution sends the same form; it must not double anything.
+    Could go wrong: the target is refused as not empty, or another request takes over the id.
+    """
+    topic = new_topic(kafka)
+    produce(kafka.bootstrap_servers, topic, records(50))
+    dagster = Dagster(kafka, tmp_path, [topic])
+    assert dagster.backup().success
+    form = {
+        "restore_id": "again",
+        "rename": [{"pattern": "(.*)", "replacement": r"\1-copy"}],
+        "mode": "execute",
+    }
+
+    assert dagster.restore(**form).success
+    assert dagster.restore(**form).success
+    assert ends(kafka.bootstrap_servers, f"{topic}-copy")[0] == (0, 50)
+    other = dagster.restore(**form | {"prefix": "x"})
+    assert "another request" in failure(other)
+
+
+def test_users_own_op_uses_the_engine_in_three_lines(kafka: KafkaCluster, tmp_path: Path) -> None:
+    """Tests the engine inside somebody's own asset, beside our assets, with a file as configuration.
+
+    Not everything that people need is an asset or a job of ours.
+    Could go wrong: the engine is usable only through our jobs.
+    """
+    topic = new_topic(kafka)
+    produce(kafka.bootstrap_servers, topic, records(5))
+    path = tmp_path / "kafka-backup.yaml"
+    path.write_text(
+        f"cluster: {{bootstrap_servers: '{kafka.bootstrap_servers}'}}\n"
+        f"repository: {{url: 'file://{tmp_path}/repository'}}\n"
+    )
+
+    @kafka_backup_assets(topics=[topic], partitions_def=None)
+    def backups(context: dg.AssetExecutionContext, kafka_backup: KafkaBackupResource):
+        yield from kafka_backup.run(context)
+
+    @dg.asset(deps=[dg.AssetKey(["kafka_backup", "default", topic])])
+    def audit(kafka_backup: KafkaBackupResource) -> dg.MaterializeResult[None]:
+        with kafka_backup.engine() as engine:
+            report = engine.verify(level="data")
+        return dg.MaterializeResult(metadata={"problems": len(report.problems)})
+
+    result = dg.materialize(
+        [backups, audit],
+        resources={"kafka_backup": KafkaBackupResource.from_yaml(path)},
+        instance=dg.DagsterInstance.ephemeral(),
+    )
+    assert materialized(result)["audit", None].metadata["problems"].value == 0
+
+
+def test_unreachable_cluster_fails_in_time_and_may_be_retried(kafka: KafkaCluster, tmp_path: Path) -> None:
+    """Tests a backup while no broker answers.
+
+    The run must end by itself, and Dagster may try it again later.
+    Could go wrong: it hangs for ever, or a stack trace hides the sentence that names the broker.
+    """
+
+    @kafka_backup_assets(topics=["orders"], partitions_def=None, retry_policy=dg.RetryPolicy(max_retries=1))
+    def backups(context: dg.AssetExecutionContext, kafka_backup: KafkaBackupResource):
+        yield from kafka_backup.run(context)
+
+    resource = KafkaBackupResource(
+        bootstrap_servers="127.0.0.1:1", retry_seconds=1, repository_url=f"file://{tmp_path}/repository"
+    )
+    result = dg.materialize(
+        [backups],
+        resources={"kafka_backup": resource},
+        instance=dg.DagsterInstance.ephemeral(),
+        raise_on_error=False,
+    )
+    assert "127.0.0.1:1" in failure(result)
+    assert [event.event_type_value for event in result.all_events].count("STEP_RESTARTED") == 1
+
+
+def terminate_when(ready: Callable[[], object], instance: dg.DagsterInstance) -> threading.Thread:
+    """Does what Terminate does to a run's process, once `ready()` holds."""
+
+    def terminate() -> None:
+        wait_for(ready, 60, "something to interrupt")
+        instance.report_run_canceling(instance.get_runs(limit=1)[0])
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=terminate)
+    thread.start()
+    return thread
+
+
+def test_terminated_backup_and_restore_go_on_where_they_stopped(kafka: KafkaCluster, tmp_path: Path) -> None:
+    """Tests an interrupt in the middle of a backup and of a restore, and both again.
+
+    People press Terminate; what is committed must stay, and nothing must be half done.
+    Could go wrong: the run hangs until it is killed, threads go on writing, records are doubled.
+    """
+    topic = new_topic(kafka)
+    count = 300 * 1000
+    value = os.urandom(1000)
+    produce(
+        kafka.bootstrap_servers, topic, (NewRecord(value, None, [], 1_700_000_000_000) for _ in range(count))
+    )
+    dagster = Dagster(kafka, tmp_path, [topic])
+
+    def status(result: dg.ExecuteInProcessResult) -> dg.DagsterRunStatus:
+        run = dagster.instance.get_run_by_id(result.run_id)
+        assert run is not None
+        return run.status
+
+    repository = tmp_path / "repository"
+
+    thread = terminate_when(lambda: list(repository.rglob("*.log*")), dagster.instance)
+    stopped = dagster.backup()
+    thread.join()
+    assert status(stopped) == dg.DagsterRunStatus.CANCELED
+    assert not list(repository.rglob("captures/*.json"))
+    assert not [each for each in threading.enumerate() if each.name.startswith("capture-")]
+    assert materialized(dagster.backup())[topic, None].metadata["dagster/row_count"].value == count
+
+    form = {"restore_id": "r", "prefix": "p-", "mode": "execute"}
+    target = f"p-{topic}"
+    thread = terminate_when(lambda: list(repository.rglob("restores/r/attempts/*.json")), dagster.instance)
+    stopped = dagster.restore(**form)
+    thread.join()
+    assert status(stopped) == dg.DagsterRunStatus.CANCELED
+    assert not list(repository.rglob("restores/r/reports/*.json"))
+    assert dagster.restore(**form).success
+    assert ends(kafka.bootstrap_servers, target)[0] == (0, count)

@@ -1,0 +1,476 @@
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from dagster._core.remote_representation.external_data import RepositorySnap
+from pydantic import ValidationError
+
+from kafka_backup import (
+    BackupEvent,
+    CancelledError,
+    CaptureFinished,
+    ConfigurationError,
+    DamagedError,
+    Engine,
+    EngineConfig,
+    PartitionResult,
+    StopToken,
+    TopicCommitted,
+    TopicFailed,
+    TopicUnchanged,
+    UnreachableError,
+    Window,
+    parse_config,
+)
+from kafka_backup.repository.documents import LostSpan
+from kafka_backup_dagster import KafkaBackupResource, build_definitions, kafka_backup_assets
+from kafka_backup_dagster.interrupts import run_interruptibly
+
+CAPTURE = "20261124T000000000Z-0a0b0c0d"
+SHA = "ab" * 32
+
+
+def committed(topic: str, *, commit: int = 0, start: int = 0, end: int = 10, lost: int = 0) -> TopicCommitted:
+    spans = (LostSpan(start=start, end=start + lost, reason="retention"),) if lost else ()
+    part = PartitionResult(
+        partition=0,
+        start=start,
+        end=end,
+        records=end - start - lost,
+        control=0,
+        aborted=0,
+        compacted=0,
+        lost=lost,
+        lost_spans=spans,
+    )
+    return TopicCommitted(
+        capture=CAPTURE,
+        topic=topic,
+        topic_id="A" * 22,
+        commit=commit,
+        commit_sha256=SHA,
+        records=part.records,
+        stored_bytes=500,
+        raw_bytes=1_000_000,
+        segments=1,
+        partitions=(part,),
+        object_uri=f"file:///repository/{topic}/{commit}",
+        seconds=2.0 * (commit + 1),
+    )
+
+
+def finished(status: str = "complete") -> CaptureFinished:
+    return CaptureFinished(capture=CAPTURE, status=status, window=None, recovery_point=1_000, seconds=1.0)
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, object]]:
+    """Lets a test say what the engine's capture yields, and see what it was asked for."""
+    asked: dict[str, object] = {"events": ()}
+
+    def backup(
+        self: Engine, topics: Sequence[str], *, window: Window | None = None, stop: StopToken | None = None
+    ) -> Iterator[BackupEvent]:
+        asked.update(topics=list(topics), exclude=list(self.config.backup.exclude), window=window)
+        for event in asked["events"]:
+            if isinstance(event, Exception):
+                raise event
+            yield event
+
+    monkeypatch.setattr(Engine, "backup", backup)
+    yield asked
+
+
+def run(
+    topics: list[str],
+    *,
+    select: Iterable[str] | None = None,
+    partitions_def: dg.TimeWindowPartitionsDefinition | None = None,
+    tags: dict[str, str] | None = None,
+    exclude: list[str] | None = None,
+    retry_policy: dg.RetryPolicy | None = None,
+) -> dg.ExecuteInProcessResult:
+    @kafka_backup_assets(topics=topics, partitions_def=partitions_def, retry_policy=retry_policy)
+    def backups(context: dg.AssetExecutionContext, kafka_backup: KafkaBackupResource):
+        yield from kafka_backup.run(context)
+
+    return dg.materialize(
+        [backups],
+        selection=None
+        if select is None
+        else [dg.AssetKey(["kafka_backup", "default", name]) for name in select],
+        resources={
+            "kafka_backup": KafkaBackupResource(
+                bootstrap_servers="127.0.0.1:1", repository_url="file:///not/there", exclude=exclude or []
+            )
+        },
+        tags=tags,
+        raise_on_error=False,
+        instance=dg.DagsterInstance.ephemeral(),
+    )
+
+
+def materialized(result: dg.ExecuteInProcessResult) -> dict[str, dg.AssetMaterialization]:
+    return {
+        event.asset_key.path[-1]: event.materialization for event in result.get_asset_materialization_events()
+    }
+
+
+def failure(result: dg.ExecuteInProcessResult) -> str:
+    (event,) = [event for event in result.all_events if event.is_step_failure]
+    return event.step_failure_data.user_failure_data.description
+
+
+def test_pieces_of_a_large_topic_are_one_materialization(script: dict[str, object]) -> None:
+    """Tests a topic that was committed twice during one capture.
+
+    A large topic is committed in pieces; what people plot is the whole capture.
+    Could go wrong: only the last piece is counted, or the ranges overlap in the table.
+    """
+    script["events"] = [
+        committed("orders", end=10),
+        committed("orders", commit=1, start=10, end=30),
+        finished(),
+    ]
+    shown = materialized(run(["orders"]))["orders"]
+
+    assert shown.metadata["dagster/row_count"].value == 30
+    assert shown.metadata["kafka_backup/raw_bytes"].value == 2_000_000
+    assert shown.metadata["kafka_backup/mb_per_second"].value == 0.5
+    assert shown.metadata["kafka_backup/commit"].value == 1
+    assert shown.metadata["dagster/uri"].value == "file:///repository/orders/1"
+    (row,) = shown.metadata["kafka_backup/partitions"].records
+    assert (row.data["start"], row.data["end"], row.data["records"]) == (0, 30, 30)
+    assert shown.tags["dagster/data_version"] == SHA
+
+
+def test_failed_topics_are_all_named_and_the_others_stay_materialized(script: dict[str, object]) -> None:
+    """Tests a capture in which two of four topics fail, one of them after a piece was committed.
+
+    Green must mean saved; and one broken topic must not hide that the others are safe.
+    Could go wrong: a half-saved topic turns green, or only the first failure is reported.
+    """
+    script["events"] = [
+        committed("a"),
+        committed("b"),
+        TopicFailed(capture=CAPTURE, topic="b", partition=3, error=UnreachableError("broker 7 is silent")),
+        TopicFailed(capture=CAPTURE, topic="c", partition=None, error=DamagedError("c: batch 5 is corrupt")),
+        TopicUnchanged(capture=CAPTURE, topic="d", topic_id="A" * 22, commit=4, commit_sha256=SHA),
+        finished("partial"),
+    ]
+    result = run(["a", "b", "c", "d"])
+
+    assert set(materialized(result)) == {"a", "d"}
+    assert materialized(result)["d"].metadata["kafka_backup/status"].value == "unchanged"
+    assert not result.success
+    assert "b [3]: broker 7 is silent" in failure(result)
+    assert "c: batch 5 is corrupt" in failure(result)
+
+
+@pytest.mark.parametrize(
+    ("error", "retries"),
+    [(UnreachableError("no broker"), 1), (DamagedError("batch 5"), 0), (ConfigurationError("no topic"), 0)],
+)
+@pytest.mark.parametrize("whole", [True, False])
+def test_only_errors_that_may_go_away_are_retried(
+    script: dict[str, object], error: Exception, retries: int, whole: bool
+) -> None:
+    """Tests Dagster's retry policy against errors of the whole capture and of one topic.
+
+    An unreachable broker is worth another try; a damaged batch or a wrong name never is.
+    Could go wrong: hours of useless retries before somebody is called, or none where one would do.
+    """
+    one = TopicFailed(capture=CAPTURE, topic="a", partition=0, error=error)
+    script["events"] = [error] if whole else [one, finished("partial")]
+    result = run(["a"], retry_policy=dg.RetryPolicy(max_retries=1))
+
+    assert (
+        len([event for event in result.all_events if event.event_type_value == "STEP_RESTARTED"]) == retries
+    )
+    assert str(error) in failure(result)
+
+
+def test_lost_offsets_are_shown_and_fail_the_run(script: dict[str, object]) -> None:
+    """Tests a capture in which retention was faster than the backup.
+
+    What the brokers had left is saved, but nobody may overlook that something is gone for ever.
+    Could go wrong: a green run, or a retry that finds nothing new and makes it green.
+    """
+    script["events"] = [committed("orders", lost=4), finished("lossy")]
+    result = run(["orders"], retry_policy=dg.RetryPolicy(max_retries=1))
+    shown = materialized(result)["orders"]
+
+    assert next(iter(shown.metadata)) == "kafka_backup/LOST"
+    assert "orders [0]: offsets 0 to 4 (exclusive), retention" in shown.metadata["kafka_backup/LOST"].value
+    assert "lost: orders [0]: offsets 0 to 4" in failure(result)
+    assert not [event for event in result.all_events if event.event_type_value == "STEP_RESTARTED"]
+
+
+def test_topic_without_result_fails(script: dict[str, object]) -> None:
+    """Tests an asset whose topic the configuration excludes.
+
+    Dagster lets a multi-asset end happily without having yielded what was asked for.
+    Could go wrong: a run that saved nothing is green.
+    """
+    script["events"] = [committed("a"), finished()]
+    result = run(["a", "b"], exclude=["b"])
+
+    assert set(materialized(result)) == {"a"}
+    assert "no result: kafka_backup/default/b" in failure(result)
+
+
+@pytest.mark.parametrize(
+    ("select", "include", "exclude"),
+    [
+        (["orders"], ["orders"], ["x"]),
+        (["matching_topics"], ["app_*"], ["x", "orders", "app_1"]),
+        (["app_1", "matching_topics"], ["app_1", "app_*"], ["x", "orders"]),
+        (None, ["app_1", "app_*", "orders"], ["x"]),
+    ],
+)
+def test_only_selected_topics_are_captured(
+    script: dict[str, object], select: list[str] | None, include: list[str], exclude: list[str]
+) -> None:
+    """Tests which filters the engine gets for parts of the assets.
+
+    A topic belongs to its own asset first; the patterns' asset takes the rest.
+    Could go wrong: a topic is captured without its asset knowing, and its next run shows nothing new.
+    """
+    events = [committed(name) for name in ("orders", "app_1", "app_2")]
+    script["events"] = [*events, finished()]
+    result = run(["orders", "app_1", "app_*"], select=select, exclude=["x"])
+
+    assert (script["topics"], script["exclude"]) == (include, exclude)
+    assert set(materialized(result)) == set(select or ["orders", "app_1", "matching_topics"])
+    if "matching_topics" in materialized(result):
+        rows = materialized(result)["matching_topics"].metadata["kafka_backup/topics"].records
+        assert [row.data["topic"] for row in rows] == ["app_2"]
+
+
+def test_a_range_of_windows_is_one_capture_counted_once(script: dict[str, object]) -> None:
+    """Tests three windows in one run.
+
+    Every window is safe after it, but the records were saved once.
+    Could go wrong: the plot of records shows three times too many, or the engine gets a wrong window.
+    """
+    script["events"] = [committed("orders"), finished()]
+    result = run(
+        ["orders"],
+        partitions_def=dg.HourlyPartitionsDefinition(start_date="2026-01-01-00:00"),
+        tags={
+            "dagster/asset_partition_range_start": "2026-01-02-00:00",
+            "dagster/asset_partition_range_end": "2026-01-02-02:00",
+        },
+    )
+    shown = {event.partition: event.materialization for event in result.get_asset_materialization_events()}
+
+    assert script["window"] == Window(start=1767312000000, end=1767322800000)
+    assert [shown[key].metadata["dagster/partition_row_count"].value for key in sorted(shown)] == [0, 0, 10]
+    assert "2026-01-02-02:00" in shown["2026-01-02-00:00"].metadata["kafka_backup/status"].value
+    assert shown["2026-01-02-02:00"].metadata["kafka_backup/status"].value == "committed"
+
+
+def test_resource_needs_one_way_to_find_its_cluster() -> None:
+    """Tests a resource with neither, half or both of its two forms.
+
+    The mistake must show when the code loads.
+    Could go wrong: a file's values and given fields are mixed, and a backup goes to the wrong place.
+    """
+    for fields in (
+        {},
+        {"bootstrap_servers": "b:9092"},
+        {"config_path": "x.yaml", "bootstrap_servers": "b:9092"},
+        {"config_path": "x.yaml", "repository_url": "memory://x"},
+    ):
+        with pytest.raises(ValidationError, match="config_path"):
+            KafkaBackupResource(**fields)
+
+
+def test_resource_holds_an_engine_configuration_completely() -> None:
+    """Tests that a configuration survives the way through the resource's fields, literally.
+
+    Somebody may hand over a configuration made in Python.
+    Could go wrong: a setting is dropped, or a password with ${...} in it is filled in a second time.
+    """
+    config = EngineConfig.model_validate(
+        {
+            "cluster": {
+                "bootstrap_servers": "a:1",
+                "properties": {"sasl.password": "${x}"},
+                "retry_seconds": 3,
+            },
+            "target": {"bootstrap_servers": "b:2", "properties": {"client.id": "c"}, "retry_seconds": 4},
+            "repository": {"url": "s3://b/p", "options": {"region": "r"}},
+            "backup": {
+                "topics": ["a", "b*"],
+                "exclude": ["bb"],
+                "compression": "none",
+                "segment_bytes": 1 << 20,
+                "max_concurrent_partitions": 3,
+            },
+        }
+    )
+
+    assert KafkaBackupResource.from_config(config).engine_config() == config
+
+
+def test_wrong_value_in_a_resource_is_named_without_showing_secrets() -> None:
+    """Tests a value that only the engine's configuration can judge.
+
+    The message goes to the event log, which many people can read.
+    Could go wrong: pydantic prints the whole input, passwords included.
+    """
+    resource = KafkaBackupResource(
+        bootstrap_servers="a:1",
+        properties={"sasl.password": "hunter2"},
+        repository_url="memory://x",
+        max_concurrent_partitions=0,
+    )
+    with pytest.raises(ConfigurationError, match=r"backup\.max_concurrent_partitions") as caught:
+        resource.engine_config()
+    assert "hunter2" not in str(caught.value)
+
+
+def test_secrets_are_read_from_the_environment_at_run_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests an EnvVar inside the properties, in a user's own op that opens the engine in three lines.
+
+    Passwords must not be in code, nor in the configuration that Dagster stores.
+    Could go wrong: the variable's name is used as the password.
+    """
+    seen: list[str] = []
+
+    @dg.op
+    def mine(kafka_backup: KafkaBackupResource) -> None:
+        with kafka_backup.engine() as engine:
+            seen.append(engine.config.cluster.properties["client.id"])
+
+    @dg.job
+    def own_job() -> None:
+        mine()
+
+    monkeypatch.setenv("MY_CLIENT", "from-the-environment")
+    resource = KafkaBackupResource(
+        bootstrap_servers="127.0.0.1:1",
+        properties={"client.id": dg.EnvVar("MY_CLIENT")},
+        repository_url="file:///not/there",
+    )
+    own_job.execute_in_process(resources={"kafka_backup": resource}, instance=dg.DagsterInstance.ephemeral())
+
+    assert seen == ["from-the-environment"]
+
+
+@pytest.mark.parametrize("as_file", [True, False])
+def test_definitions_show_no_secret_and_contact_nobody(tmp_path: Path, as_file: bool) -> None:
+    """Tests definitions from a file and from a configuration, with a password in both.
+
+    Everything in a definition can be read in the Launchpad and in snapshots.
+    Could go wrong: resource fields hold the password; loading hangs because a broker is away.
+    """
+    content = {
+        "cluster": {"bootstrap_servers": "127.0.0.1:1", "properties": {"sasl.password": "hunter2"}},
+        "repository": {"url": f"file://{tmp_path}/repository", "options": {}},
+        "backup": {"topics": ["orders", "secret", "app_*"], "exclude": ["secret"]},
+    }
+    path = tmp_path / "kafka-backup.yaml"
+    path.write_text(json.dumps(content))
+    defs = build_definitions(path if as_file else parse_config(content, source="test"), cluster_name="prod")
+    graph = defs.resolve_asset_graph()
+    shown = dg.serialize_value(RepositorySnap.from_def(defs.get_repository_def()))
+
+    assert {key.to_user_string() for key in graph.get_all_asset_keys()} == {
+        "kafka/prod/orders",
+        "kafka_backup/prod/orders",
+        "kafka_backup/prod/matching_topics",
+    }
+    assert "hunter2" not in shown
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_bare_checkout_loads_empty(tmp_path: Path) -> None:
+    """Tests the module that `dagster dev` loads, in a folder without kafka-backup.yaml, and with a wrong name.
+
+    The first thing a newcomer types must not be a stack trace; a mistyped file name must be an error.
+    Could go wrong: the code location fails to load, or shows nothing although a file was named.
+    """
+    code = (
+        "from kafka_backup_dagster.definitions import defs\n"
+        "print(len(list(defs().resolve_asset_graph().get_all_asset_keys())))\n"
+    )
+    bare = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    named = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={"PATH": "/usr/bin", "KAFKA_BACKUP_CONFIG": "absent.yaml"},
+    )
+
+    assert (bare.returncode, bare.stdout.strip()) == (0, "0")
+    assert "there is no kafka-backup.yaml" in bare.stderr
+    assert named.returncode != 0
+    assert "cannot read the configuration absent.yaml" in named.stderr
+
+
+def test_importing_the_dagster_face_imports_no_kafka_and_no_store() -> None:
+    """Tests what `import kafka_backup_dagster` pulls in, in a fresh process.
+
+    Dagster loads code often, in several processes, to show a page.
+    Could go wrong: one import at the top of a module makes each of them slow.
+    """
+    code = (
+        "import sys, kafka_backup_dagster\n"
+        "heavy = {'confluent_kafka', 'obstore', 'kio', 'zstandard', 'cramjam', 'boto3', 'dagster_aws', 'kafka_backup'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
+    )
+
+    assert done.stdout.strip() == "[]"
+
+
+def test_interrupt_stops_the_work_and_goes_on() -> None:
+    """Tests a call that is interrupted while it works in its thread.
+
+    Terminate in the user interface raises in the main thread, and only in Python code.
+    Could go wrong: the call goes on after the run was cancelled, or the interrupt is swallowed.
+    """
+    stopped = threading.Event()
+    began = threading.Event()
+
+    def work(stop: StopToken) -> None:
+        began.set()
+        with pytest.raises(CancelledError):
+            stop.wait(60)
+        stopped.set()
+
+    def interrupt() -> None:
+        if began.is_set():
+            raise dg.DagsterExecutionInterruptedError
+
+    with pytest.raises(dg.DagsterExecutionInterruptedError):
+        run_interruptibly(work, on_slice=interrupt)
+    assert stopped.is_set()
+
+
+def test_results_and_errors_come_back_from_the_thread() -> None:
+    """Tests that the waiting thread gets what the work returned or raised.
+
+    The error decides whether Dagster retries.
+    Could go wrong: an error dies with its thread, and the run hangs or is green.
+    """
+    assert run_interruptibly(lambda _stop: 42) == 42
+
+    def fail(_stop: StopToken) -> None:
+        raise DamagedError("batch 5")
+
+    with pytest.raises(DamagedError, match="batch 5"):
+        run_interruptibly(fail)

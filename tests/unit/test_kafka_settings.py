@@ -1,0 +1,122 @@
+"""Properties of a cluster: what is understood, what is refused, what must never be shown."""
+
+import pytest
+from confluent_kafka.admin import AdminClient
+
+from kafka_backup.errors import ConfigurationError
+from kafka_backup.kafka.settings import Address, ConnectionSettings
+
+
+@pytest.mark.parametrize(
+    ("text", "addresses"),
+    [
+        ("127.0.0.1:9092", [Address("127.0.0.1", 9092)]),
+        ("a:1, b.example.org:65535", [Address("a", 1), Address("b.example.org", 65535)]),
+        ("[::1]:9092,[fe80::1%eth0]:9093", [Address("::1", 9092), Address("fe80::1%eth0", 9093)]),
+    ],
+)
+def test_bootstrap_servers_are_hosts_and_ports(text: str, addresses: list[Address]) -> None:
+    """What: names, IPv4 and bracketed IPv6 addresses, several at once, with blanks.
+
+    Why: this is the first thing that a user types.
+    Risk: a list of which only the first server is used would fail on the day that one is down.
+    """
+    settings = ConnectionSettings.from_properties(text, {})
+    assert list(settings.bootstrap) == addresses
+    again = ConnectionSettings.from_properties(",".join(map(str, addresses)), {})
+    assert list(again.bootstrap) == addresses
+
+
+@pytest.mark.parametrize(
+    "text", ["", "host", "host:", ":9092", "host:0", "host:65536", "::1:9092", "http://host:9092", "a:1,,b:2"]
+)
+def test_malformed_bootstrap_servers_are_named(text: str) -> None:
+    """What: addresses without port, with an impossible one, or with something around them.
+
+    Why: exit code 2, before anything happens, names the place.
+    Risk: a typo would show up as a minute of connection errors.
+    """
+    with pytest.raises(ConfigurationError, match=r"bootstrap server .* is not host:port"):
+        ConnectionSettings.from_properties(text, {})
+
+
+@pytest.mark.parametrize(
+    ("properties", "named"),
+    [
+        ({"acks": "all"}, "acks"),
+        ({"security.protocol": "TLS"}, "security.protocol"),
+        ({"security.protocol": "SASL_SSL", "sasl.mechanism": "GSSAPI"}, "sasl.mechanism"),
+        ({"security.protocol": "SASL_SSL"}, "sasl.mechanism"),
+        ({"socket.timeout.ms": "5s"}, "socket.timeout.ms"),
+        ({"socket.timeout.ms": "0"}, "socket.timeout.ms"),
+        ({"socket.connection.setup.timeout.ms": "-1"}, "socket.connection.setup.timeout.ms"),
+        ({"enable.ssl.certificate.verification": "no"}, "enable.ssl.certificate.verification"),
+        ({"ssl.endpoint.identification.algorithm": "dns"}, "ssl.endpoint.identification.algorithm"),
+        ({"security.protocol": "SASL_SSL", "sasl.mechanism": "PLAIN"}, "sasl.username"),
+    ],
+)
+def test_what_is_not_understood_is_refused(properties: dict[str, str], named: str) -> None:
+    """What: unknown properties, unknown values, numbers that are none.
+
+    Why: a property that is silently ignored may be the one that encrypts.
+    Risk: a user believes in TLS, or in a timeout, that is not there.
+    """
+    with pytest.raises(ConfigurationError, match=named):
+        ConnectionSettings.from_properties("a:1", properties)
+
+
+def test_secrets_do_not_show() -> None:
+    """What: the repr of settings that hold a password and a key password.
+
+    Why: reprs end in logs, in Dagster's event log and in bug reports.
+    Risk: a cluster's password for everybody who may read a log.
+    """
+    settings = ConnectionSettings.from_properties(
+        "a:1",
+        {
+            "security.protocol": "sasl_ssl",
+            "sasl.mechanisms": "scram-sha-512",
+            "sasl.username": "backup",
+            "sasl.password": "tell-nobody",
+            "ssl.key.password": "nor-this",
+        },
+    )
+    assert "tell-nobody" not in repr(settings)
+    assert "nor-this" not in repr(settings)
+
+
+def test_the_admin_client_gets_the_same_settings() -> None:
+    """What: what confluent-kafka's client is configured with.
+
+    Why: topics are created by that client, records are moved by ours; both must reach the same cluster alike.
+    Risk: an admin client that talks in plain text, or waits a minute where the user said a second.
+    """
+    settings = ConnectionSettings.from_properties(
+        "a:1,[::1]:2",
+        {
+            "security.protocol": "SASL_PLAINTEXT",
+            "sasl.mechanism": "PLAIN",
+            "sasl.username": "backup",
+            "sasl.password": "secret",
+            "socket.timeout.ms": "4000",
+        },
+    )
+    given = settings.for_librdkafka()
+    assert given["bootstrap.servers"] == "a:1,[::1]:2"
+    assert given["security.protocol"] == "SASL_PLAINTEXT"
+    assert given["sasl.mechanism"] == "PLAIN"
+    assert given["sasl.password"] == "secret"
+    assert given["socket.timeout.ms"] == "4000"
+
+
+def test_timeouts_that_librdkafka_would_refuse_are_raised_for_it() -> None:
+    """What: a connect timeout of half a second, for our client and for confluent-kafka's.
+
+    Why: librdkafka takes at least a second there and throws at once otherwise.
+    Risk: a legal configuration that ends in a stack trace.
+    """
+    settings = ConnectionSettings.from_properties(
+        "127.0.0.1:1", {"socket.connection.setup.timeout.ms": "500", "socket.timeout.ms": "5"}
+    )
+    assert (settings.connect_timeout, settings.socket_timeout) == (0.5, 0.005)
+    AdminClient({**settings.for_librdkafka(), "log_level": 0})
