@@ -105,12 +105,10 @@ def expected_batches(
     )
     for segment in segments:
         before_segment()
-        reader = SegmentReader(
-            store, target.log.stored_segment(segment.commit, segment.range.partition, segment.entry)
-        )
+        reader = SegmentReader(store, segment)
         bounds = Bounds(
-            first_offset=segment.first_offset,
-            end_offset=segment.end_offset,
+            first_offset=segment.start,
+            end_offset=segment.end,
             from_ms=request.from_ms,
             until_ms=request.until_ms,
         )

@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 from kafka_backup.errors import BrokerError, ConfigurationError, RefusedError
 from kafka_backup.kafka.cluster import EARLIEST, LATEST, Cluster, ClusterMetadata, OffsetAnswer
 from kafka_backup.kafka.topics import TopicAdmin, validate_topic
 from kafka_backup.repository.commit_log import CommitLog
-from kafka_backup.repository.documents import Commit, PartitionRange, SegmentEntry
+from kafka_backup.repository.documents import Commit
 from kafka_backup.repository.repository import Repository
 from kafka_backup.repository.restore_documents import (
     PlannedPartition,
@@ -21,6 +20,7 @@ from kafka_backup.repository.restore_documents import (
     RestorePlan,
     RestoreRequest,
 )
+from kafka_backup.repository.segments import StoredSegment
 from kafka_backup.selection import TopicSelection
 
 _TOPIC_NAME = re.compile(r"[a-zA-Z0-9._-]{1,249}")
@@ -35,40 +35,19 @@ NAMES_BROKERS = frozenset(
 """Topic settings whose values are broker ids of the old cluster."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SourceSegment:
-    """One segment to restore and the part of it that counts: offsets ``[first_offset, end_offset)``."""
-
-    commit: Commit
-    range: PartitionRange
-    entry: SegmentEntry
-    first_offset: int
-    end_offset: int
-
-
 def source_segments(
     log: CommitLog, *, head: int, partition: int, from_ms: int | None
-) -> Iterator[SourceSegment]:
-    """Yield the segments of a partition as of commit `head`, in offset order.
+) -> Sequence[StoredSegment]:
+    """Return the live segments of a partition as of commit `head`, in offset order.
 
-    A segment may begin below the range that names it (log start was inside its first batch) or
-    reach into offsets that were reported lost; the bounds cut both away. Segments whose largest
-    timestamp lies before `from_ms` are left out: none of their records can be wanted.
+    Segments whose largest timestamp lies before `from_ms` are left out: none of their records can be
+    wanted.
     """
-    for commit in log.commits[: head + 1]:
-        for part in commit.partitions:
-            if part.partition != partition:
-                continue
-            for entry in part.segments:
-                if from_ms is not None and entry.max_timestamp < from_ms:
-                    continue
-                first = max(part.start, entry.first_offset)
-                for span in part.lost:
-                    if span.start <= first < span.end:
-                        first = span.end
-                yield SourceSegment(
-                    commit=commit, range=part, entry=entry, first_offset=first, end_offset=part.end
-                )
+    return [
+        segment
+        for segment in log.segments(partition, until_commit=head)
+        if from_ms is None or segment.entry.max_timestamp >= from_ms
+    ]
 
 
 def make_plan(
@@ -238,9 +217,9 @@ class _Planner:
         partitions = []
         largest = 0
         for partition in wanted:
-            segments = list(source_segments(log, head=head, partition=partition, from_ms=request.from_ms))
+            segments = source_segments(log, head=head, partition=partition, from_ms=request.from_ms)
             largest = max([largest, *(segment.entry.largest_batch for segment in segments)])
-            self._check_objects(topic, log, segments)
+            self._check_objects(topic, segments)
             planned = self._partition(topic, log, head, partition, segments)
             partitions.append(planned.model_copy(update={"initial_end": initial_ends.get(partition, 0)}))
         if largest + _BATCH_HEADROOM > _LARGEST_REQUEST:
@@ -273,7 +252,7 @@ class _Planner:
         )
 
     def _partition(
-        self, topic: str, log: CommitLog, head: int, partition: int, segments: Sequence[SourceSegment]
+        self, topic: str, log: CommitLog, head: int, partition: int, segments: Sequence[StoredSegment]
     ) -> PlannedPartition:
         ranges = [
             part
@@ -291,7 +270,7 @@ class _Planner:
         bounded = self._request.from_ms is not None or self._request.until_ms is not None
         return PlannedPartition(
             partition=partition,
-            source_start=ranges[0].start if ranges else 0,
+            source_start=min((part.start for part in ranges), default=0),
             source_end=ranges[-1].end if ranges else 0,
             segments=len(segments),
             raw_bytes=sum(segment.entry.raw_size for segment in segments),
@@ -299,7 +278,7 @@ class _Planner:
             reencoded_batches=sum(segment.entry.reencoded_batches for segment in segments),
             records=sum(segment.entry.records for segment in segments)
             if bounded
-            else sum(part.ledger.records for part in ranges),
+            else log.records(partition, until_commit=head),
         )
 
     def _target(
@@ -384,23 +363,21 @@ class _Planner:
         except BrokerError as error:
             self._problem("configuration", topic, f"{target} does not take the saved configuration: {error}")
 
-    def _check_objects(self, topic: str, log: CommitLog, segments: Sequence[SourceSegment]) -> None:
+    def _check_objects(self, topic: str, segments: Sequence[StoredSegment]) -> None:
         """Every object must be there with its size; their contents are checked when they are read."""
         for segment in segments:
-            key = log.segment_key(segment.commit, segment.range.partition, segment.entry)
+            key = segment.key
             size = self._repository.store.size(key)
             if size is None:
-                self._problem(
-                    "missing_object", topic, f"the object {key} is missing", segment.range.partition
-                )
+                self._problem("missing_object", topic, f"the object {key} is missing", segment.partition)
             elif size != segment.entry.stored_size:
                 self._problem(
                     "damaged_object",
                     topic,
                     f"the object {key} has {size} bytes instead of {segment.entry.stored_size}",
-                    segment.range.partition,
+                    segment.partition,
                 )
 
 
 def _records(log: CommitLog) -> int:
-    return sum(part.ledger.records for commit in log.commits for part in commit.partitions)
+    return sum(log.records(partition) for partition in range(log.commits[-1].incarnation.partition_count))

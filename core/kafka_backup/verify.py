@@ -198,7 +198,7 @@ class _Log:
             for part in commit.partitions:
                 place = _RangePlace(self.key(number), part)
                 for entry in part.segments:
-                    yield place, log.stored_segment(commit, part.partition, entry)
+                    yield place, log.stored_segment(commit, part, entry)
 
     def objects(self) -> Iterator[Problem]:
         """Hold what the commits name against one listing of what is there."""

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from kafka_backup.errors import DamagedError, WriterConflictError
 from kafka_backup.repository.commit_log import CommitLog
-from kafka_backup.repository.documents import Ledger, LostSpan, OffsetSpan, sha256_of
+from kafka_backup.repository.documents import LostSpan, OffsetSpan, sha256_of
 from kafka_backup.repository.layout import commit_key
 from kafka_backup.repository.store import ObjectInfo, Store
 from tests.unit.faults import Fault, FaultyStore
@@ -54,7 +52,7 @@ def test_an_empty_log() -> None:
     assert (log.head, log.head_sha256, log.commits, log.end_of(0)) == (None, None, (), None)
     assert log.ranges(0) == []
     assert log.segments(0) == []
-    assert log.ledger(0) == Ledger()
+    assert log.records(0) == 0
 
 
 def test_commits_chain_and_read_back() -> None:
@@ -75,7 +73,7 @@ def test_commits_chain_and_read_back() -> None:
         assert log.uri(number) == f"{store.url}/{key(number)}"
     assert log.end_of(0) == 30
     assert log.end_of(1) is None
-    assert log.ledger(0) == Ledger(records=30)
+    assert log.records(0) == 30
     assert [record.offset for record in live_records(store, log)] == list(range(30))
     assert [record.offset for record in live_records(store, log, until_commit=1)] == list(range(20))
 
@@ -215,8 +213,10 @@ def test_lost_offsets_lie_inside_a_range() -> None:
     """
     store = memory_store()
     log = three_commits(store)
-    append(log, part(30, 50, lost=[LostSpan(start=30, end=50, reason="retention")]))
-    assert opened(store).ledger(0) == Ledger(records=30, lost=20)
+    lost = LostSpan(start=30, end=50, reason="retention")
+    append(log, part(30, 50, lost=[lost]))
+    assert [range_.lost for range_ in opened(store).ranges(0)][-1] == (lost,)
+    assert opened(store).end_of(0) == 50
 
 
 def test_segments_must_lie_in_their_range() -> None:
@@ -269,42 +269,6 @@ def test_an_older_state_still_has_what_was_truncated() -> None:
     assert newest == [(n, b"old") for n in range(12)] + [(n, b"new") for n in range(12, 15)]
     older = [record.value for record in live_records(store, log, until_commit=0)]
     assert older == [b"old"] * 20
-
-
-@given(st.lists(st.tuples(st.integers(0, 12), st.lists(st.integers(1, 5), max_size=3)), max_size=8))
-def test_any_history_of_truncations(history: list[tuple[int, list[int]]]) -> None:
-    """Live records of any history are those of a plain log that is cut back and appended to.
-
-    It matters because truncations can follow each other and cut through segments.
-    A record of a lost history could come back to life.
-    """
-    store = memory_store()
-    log = opened(store)
-    oracle: list[bytes] = []
-    states = []
-    for number, (cut_by, counts) in enumerate(history):
-        start = max(0, len(oracle) - cut_by)
-        truncated_to = start if start < len(oracle) else None
-        del oracle[start:]
-        entries = []
-        for index, count in enumerate(counts):
-            value = b"%d" % number
-            entries.append(
-                write_segment(
-                    store, batch(len(oracle), count, value=value), capture_id=f"c{number}", index=index
-                )
-            )
-            oracle += [value] * count
-        append(
-            log,
-            part(start, len(oracle), segments=entries, truncated_to=truncated_to),
-            capture_id=f"c{number}",
-        )
-        states.append(list(oracle))
-    log = opened(store)
-    for number, state in enumerate(states):
-        found = [(record.offset, record.value) for record in live_records(store, log, until_commit=number)]
-        assert found == list(enumerate(state))
 
 
 @pytest.mark.parametrize("fault", list(Fault))

@@ -7,6 +7,7 @@ visible. So no lock server, lease or clock is needed.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -16,7 +17,6 @@ from kafka_backup.errors import DamagedError, WriterConflictError
 from kafka_backup.repository.documents import (
     Commit,
     Incarnation,
-    Ledger,
     PartitionRange,
     SegmentEntry,
     Window,
@@ -95,24 +95,13 @@ def _may_begin_elsewhere(part: PartitionRange, end: int) -> bool:
     return span is not None and (span.start, span.end) == (end, part.start)
 
 
-def segments_in_order(
-    ranges: Sequence[tuple[Commit, PartitionRange]], *, log: CommitLog
-) -> list[StoredSegment]:
-    """Return the live segments of one partition in offset order.
-
-    Args:
-        ranges: the partition's ranges with their commits, in the order of the commits.
-        log: theirs.
-
-    A range that was truncated to an offset takes away what earlier commits hold at or above it.
-    """
-    live: list[StoredSegment] = []
-    for commit, part in ranges:
-        if part.truncated_to is not None:
-            cut = part.truncated_to
-            live = [replace(old, end=min(old.end, cut)) for old in live if old.start < cut]
-        live += [log.stored_segment(commit, part.partition, entry) for entry in part.segments]
-    return sorted(live, key=lambda segment: segment.entry.first_offset)
+def _live_start(part: PartitionRange, entry: SegmentEntry) -> int:
+    """Where the offsets of a segment begin to count: its first batch may begin in what does not."""
+    start = max(part.start, entry.first_offset)
+    for span in part.lost:
+        if span.start <= start < span.end:
+            start = span.end
+    return start
 
 
 class CommitLog:
@@ -203,24 +192,53 @@ class CommitLog:
         ranges = self._ranges.get(partition)
         return ranges[-1][1].end if ranges else None
 
-    def ledger(self, partition: int) -> Ledger:
-        """The account of all offsets that the commits cover of a partition."""
-        return sum((part.ledger for part in self.ranges(partition)), Ledger())
-
     def segments(self, partition: int, *, until_commit: int | None = None) -> list[StoredSegment]:
-        """Return the live segments of a partition in offset order.
+        """Return the live segments of a partition in offset order, each with the offsets that count.
+
+        Here, and only here, is decided what a partition holds. A segment's first batch may begin
+        below its range (log start was inside it) or in offsets that were reported lost, and an
+        unclean election may have taken away its end: `StoredSegment.start` and `end` cut all that off.
 
         Args:
             partition: its number.
             until_commit: as of this commit (inclusive); None means the head. An older state still
                 has what a later truncation took away.
         """
-        ranges = [
+        live: list[StoredSegment] = []
+        for commit, part in self._ranges_until(partition, until_commit):
+            cut = part.truncated_to
+            if cut is not None:
+                live = [replace(old, end=min(old.end, cut)) for old in live if old.start < cut]
+            live += [self.stored_segment(commit, part, entry) for entry in part.segments]
+        return live
+
+    def records(self, partition: int, *, until_commit: int | None = None) -> int:
+        """Count the live records of a partition; an upper limit where a truncation cut a segment.
+
+        Args:
+            partition: its number.
+            until_commit: as of this commit (inclusive); None means the head.
+        """
+        live: dict[int, int] = defaultdict(int)
+        for segment in self.segments(partition, until_commit=until_commit):
+            live[segment.commit] += min(segment.entry.records, segment.end - segment.start)
+        count = 0
+        cut: int | None = None
+        for commit, part in reversed(self._ranges_until(partition, until_commit)):
+            is_whole = cut is None or part.end <= cut
+            count += part.ledger.records if is_whole else live[commit.number]
+            if part.truncated_to is not None:
+                cut = part.truncated_to if cut is None else min(cut, part.truncated_to)
+        return count
+
+    def _ranges_until(
+        self, partition: int, until_commit: int | None
+    ) -> Sequence[tuple[Commit, PartitionRange]]:
+        return [
             (commit, part)
             for commit, part in self._ranges.get(partition, ())
             if until_commit is None or commit.number <= until_commit
         ]
-        return segments_in_order(ranges, log=self)
 
     def segment_key(self, commit: Commit, partition: int, entry: SegmentEntry) -> str:
         """The key of a segment that a commit names."""
@@ -234,16 +252,15 @@ class CommitLog:
             compression=entry.compression,
         )
 
-    def stored_segment(self, commit: Commit, partition: int, entry: SegmentEntry) -> StoredSegment:
+    def stored_segment(self, commit: Commit, part: PartitionRange, entry: SegmentEntry) -> StoredSegment:
         """A segment as its own commit knows it; later truncations are not looked at."""
-        part = next(part for part in commit.partitions if part.partition == partition)
         return StoredSegment(
-            key=self.segment_key(commit, partition, entry),
-            partition=partition,
+            key=self.segment_key(commit, part.partition, entry),
+            partition=part.partition,
             entry=entry,
             capture_id=commit.capture_id,
             commit=commit.number,
-            start=max(entry.first_offset, part.start),
+            start=_live_start(part, entry),
             end=entry.last_offset + 1,
         )
 
