@@ -8,6 +8,7 @@ from typing import Self
 
 from kafka_backup import backup as _backup
 from kafka_backup import restore as _restore
+from kafka_backup import restore_plan as _restore_plan
 from kafka_backup import verify as _verify
 from kafka_backup.config import ClusterConfig, EngineConfig
 from kafka_backup.kafka.cluster import Cluster
@@ -132,7 +133,7 @@ class Engine:
 
         A stored plan of the same restore id and request is returned as it is.
         """
-        return _restore.plan(
+        return _restore_plan.plan(
             request, repository=self.repository(), cluster=self._target.cluster, admin=self._target.admin
         )
 
@@ -161,6 +162,16 @@ class Engine:
             stop=stop or StopToken(),
             on_progress=on_progress,
         )
+
+    def abandon_restore(self, restore_id: str) -> _restore.Abandonment:
+        """Give an unfinished restore up for good, so that expiry may remove what it needs.
+
+        A run of it that is at work stops at its next segment. What it wrote stays in the target.
+
+        Raises:
+            ConfigurationError: there is no such restore.
+        """
+        return _restore.abandon(restore_id, repository=self.repository())
 
     def release_retention(self, restore_id: str) -> Sequence[str]:
         """Apply the saved retention that a restore held back; returns the target topics changed."""

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from typing import Literal
 
 from kafka_backup.errors import ConfigurationError, RefusedError, WriterConflictError
 from kafka_backup.kafka.cluster import Cluster
@@ -33,9 +34,8 @@ from kafka_backup.repository.restore_documents import (
     RestorePlan,
     RestoreReport,
 )
-from kafka_backup.restore_plan import make_plan as plan
-
-__all__ = ["offset_map", "plan", "release_retention", "run", "verify_restore"]
+from kafka_backup.repository.restore_folder import RestoreFolder
+from kafka_backup.restore_plan import make_plan, refuse_if_abandoned, refuse_problems
 
 _MAX_LONG = str(2**63 - 1)
 _SAFE = {
@@ -68,17 +68,17 @@ def run(
     on_progress: Callable[[RestoreProgress], None] | None,
 ) -> RestoreReport:
     """Carry out a plan; see `Engine.restore`."""
-    if plan.problems:
-        listed = "; ".join(problem.detail for problem in plan.problems)
-        raise RefusedError(f"restore {plan.request.restore_id} cannot be carried out: {listed}")
-    if (done := repository.newest_report(plan.request.restore_id)) is not None:
+    refuse_problems(plan)
+    folder = repository.restore_folder(plan.request.restore_id)
+    if (done := folder.report()) is not None:
         _check_still_there(done, cluster)
         return done
-    repository.put_restore_plan(plan)
+    refuse_if_abandoned(folder)
     stop = StopToken(stop)
     return _Restore(
-        plan,
+        _pinned(plan, repository=repository, folder=folder, cluster=cluster, admin=admin),
         repository=repository,
+        folder=folder,
         cluster=cluster.stoppable(stop.check),
         admin=admin,
         retry_seconds=retry_seconds,
@@ -86,6 +86,33 @@ def run(
         stop=stop,
         on_progress=on_progress,
     ).run()
+
+
+def _pinned(
+    plan: RestorePlan, *, repository: Repository, folder: RestoreFolder, cluster: Cluster, admin: TopicAdmin
+) -> RestorePlan:
+    """Store the plan, so that expiry keeps what it needs, and make sure that expiry did not come first.
+
+    Expiry commits before it looks for plans, and we store the plan before we look for its commits:
+    one of the two always sees the other. Where it came first we plan anew from what is left. Once
+    there is an attempt, this was settled before it.
+    """
+    stored = folder.plan()
+    if stored is not None and stored.request == plan.request and stored.number > plan.number:
+        plan = stored
+    while True:
+        folder.put_plan(plan)
+        if folder.newest_attempt() is not None or not _has_expired(plan, repository):
+            return plan
+        plan = make_plan(
+            plan.request, repository=repository, cluster=cluster, admin=admin, number=plan.number + 1
+        )
+        refuse_problems(plan)
+
+
+def _has_expired(plan: RestorePlan, repository: Repository) -> bool:
+    logs = [(topic.head, repository.commit_log(topic.source, topic.source_topic_id)) for topic in plan.topics]
+    return any(commit.action != "capture" for head, log in logs for commit in log.commits[head + 1 :])
 
 
 def _check_still_there(done: RestoreReport, cluster: Cluster) -> None:
@@ -119,7 +146,7 @@ def verify_restore(
         ConfigurationError: no such restore is finished.
     """
     report = _finished(restore_id, repository)
-    plan = repository.restore_plan(restore_id)
+    plan = repository.restore_folder(restore_id).plan()
     assert plan is not None
     planned = {topic.target: topic for topic in plan.topics}
     targets = [
@@ -143,6 +170,48 @@ def verify_restore(
     return report
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Abandonment:
+    """What `abandon` came to.
+
+    Attributes:
+        status: ``finished`` where the restore had ended before and there was nothing to abandon.
+        targets: the target topics as the last attempt left them; they may be incomplete.
+    """
+
+    restore_id: str
+    status: Literal["abandoned", "finished"]
+    targets: Sequence[AttemptTarget]
+
+
+def abandon(restore_id: str, *, repository: Repository) -> Abandonment:
+    """Give a restore up for good, so that expiry may remove what it needs; see `Engine.abandon_restore`."""
+    folder = repository.restore_folder(restore_id)
+    plan = folder.plan()
+    if plan is None:
+        raise ConfigurationError(f"restore {restore_id} does not exist")
+    while True:
+        newest = folder.newest_attempt()
+        targets = newest.targets if newest is not None else ()
+        if folder.report() is not None:
+            return Abandonment(restore_id=restore_id, status="finished", targets=targets)
+        if newest is not None and newest.action == "abandon":
+            return Abandonment(restore_id=restore_id, status="abandoned", targets=targets)
+        try:
+            folder.put_attempt(
+                RestoreAttempt(
+                    action="abandon",
+                    attempt=newest.attempt + 1 if newest is not None else 1,
+                    nonce=secrets.token_hex(16),
+                    started_at=time.time_ns() // 1_000_000,
+                    plan_sha256=sha256_of(plan.to_bytes()),
+                    targets=targets,
+                )
+            )
+        except WriterConflictError:  # a run took the number: the next one is above it
+            continue
+
+
 def release_retention(restore_id: str, *, repository: Repository, admin: TopicAdmin) -> Sequence[str]:
     """Put the saved retention in force that a restore held back; see `Engine.release_retention`."""
     report = _finished(restore_id, repository)
@@ -162,16 +231,17 @@ def offset_map(restore_id: str, source_topic: str, partition: int, *, repository
     report = _finished(restore_id, repository)
     if source_topic not in {topic.source for topic in report.topics}:
         raise ConfigurationError(f"restore {restore_id} did not restore the topic {source_topic!r}")
-    document = repository.offset_map(restore_id, source_topic, partition)
+    document = repository.restore_folder(restore_id).offset_map(source_topic, partition)
     if document is None:
         raise ConfigurationError(f"restore {restore_id} did not restore {source_topic} [{partition}]")
     return OffsetMap.from_document(document)
 
 
 def _finished(restore_id: str, repository: Repository) -> RestoreReport:
-    report = repository.newest_report(restore_id)
+    folder = repository.restore_folder(restore_id)
+    report = folder.report()
     if report is None:
-        state = "is not finished" if repository.restore_plan(restore_id) else "does not exist"
+        state = "is not finished" if folder.plan() else "does not exist"
         raise ConfigurationError(f"restore {restore_id} {state}")
     return report
 
@@ -240,6 +310,7 @@ class _Restore:
         plan: RestorePlan,
         *,
         repository: Repository,
+        folder: RestoreFolder,
         cluster: Cluster,
         admin: TopicAdmin,
         retry_seconds: float,
@@ -249,6 +320,7 @@ class _Restore:
     ) -> None:
         self._plan = plan
         self._repository = repository
+        self._folder = folder
         self._cluster = cluster
         self._admin = admin
         self._retry_seconds = retry_seconds
@@ -266,7 +338,7 @@ class _Restore:
     def run(self) -> RestoreReport:
         """Carry out the attempt, step by step."""
         self._check_cluster()
-        previous = self._repository.attempts(self._plan.request.restore_id)
+        previous = self._folder.attempts()
         topic_ids = self._prepare_topics(previous)
         self._claim(previous, topic_ids)
         targets = [
@@ -342,8 +414,7 @@ class _Restore:
     def _claim(self, previous: Sequence[RestoreAttempt], topic_ids: Mapping[str, str]) -> None:
         """Become the owner: whoever has the highest attempt, writes."""
         self._attempt = previous[-1].attempt + 1 if previous else 1
-        self._repository.put_attempt(
-            self._plan.request.restore_id,
+        self._folder.put_attempt(
             RestoreAttempt(
                 attempt=self._attempt,
                 nonce=secrets.token_hex(16),
@@ -359,11 +430,14 @@ class _Restore:
     def _still_ours(self) -> None:
         """Stop when a newer attempt exists: two writers would break each other's offsets."""
         self._stop.check()
-        restore_id = self._plan.request.restore_id
-        if self._repository.has_attempt(restore_id, self._attempt + 1):
-            raise WriterConflictError(
-                f"a newer attempt took over restore {restore_id}; this one stops. Wait for the other to end"
-            )
+        restore_id = self._folder.restore_id
+        if (newer := self._folder.attempt(self._attempt + 1)) is None:
+            return
+        if newer.action == "abandon":
+            raise WriterConflictError(f"restore {restore_id} was abandoned; this run stops where it is")
+        raise WriterConflictError(
+            f"a newer attempt took over restore {restore_id}; this one stops. Wait for the other to end"
+        )
 
     def _restore_partition(self, target: PartitionTarget, stop: StopToken) -> None:
         tally = self._tallies[target.topic.target]
@@ -449,9 +523,8 @@ class _Restore:
         for topic in self._plan.topics:
             for part in topic.partitions:
                 offsets = self._outcomes[topic.target, part.partition].offset_map
-                self._repository.put_offset_map(
-                    self._plan.request.restore_id,
-                    offsets.to_document(source=topic.source, target=topic.target, partition=part.partition),
+                self._folder.put_offset_map(
+                    offsets.to_document(source=topic.source, target=topic.target, partition=part.partition)
                 )
 
     def _report(self, topics: Sequence[RestoredTopic]) -> RestoreReport:
@@ -465,7 +538,7 @@ class _Restore:
             topics=tuple(topics),
             seconds=time.monotonic() - self._began,
         )
-        self._repository.put_report(report)
+        self._folder.put_report(report)
         return report
 
 

@@ -20,6 +20,7 @@ from kafka_backup.repository.restore_documents import (
     RestorePlan,
     RestoreRequest,
 )
+from kafka_backup.repository.restore_folder import RestoreFolder
 from kafka_backup.repository.segments import StoredSegment
 from kafka_backup.selection import TopicSelection
 
@@ -50,28 +51,63 @@ def source_segments(
     ]
 
 
-def make_plan(
+def plan(
     request: RestoreRequest, *, repository: Repository, cluster: Cluster, admin: TopicAdmin
 ) -> RestorePlan:
-    """Plan; see `Engine.plan_restore`.
+    """Return the stored plan of a restore, or make one; see `Engine.plan_restore`.
 
     Raises:
         ConfigurationError: the request contradicts itself, or names what the repository lacks.
-        RefusedError: the restore id was used for another request.
+        RefusedError: the restore id was used for another request, or abandoned.
     """
     _check(request)
-    stored = repository.restore_plan(request.restore_id)
-    if stored is not None:
-        if stored.request != request:
-            raise RefusedError(
-                f"restore {request.restore_id} was planned with another request; use the same request to "
-                "continue it, or a new --id for a new restore"
-            )
-        return stored
+    folder = repository.restore_folder(request.restore_id)
+    stored = folder.plan()
+    if stored is None:
+        return make_plan(request, repository=repository, cluster=cluster, admin=admin, number=1)
+    if stored.request != request:
+        raise RefusedError(
+            f"restore {request.restore_id} was planned with another request; use the same request to "
+            "continue it, or a new --id for a new restore"
+        )
+    refuse_if_abandoned(folder)
+    return stored
+
+
+def refuse_if_abandoned(folder: RestoreFolder) -> None:
+    """Raise RefusedError if the restore was given up: what it needs may be gone."""
+    newest = folder.newest_attempt()
+    if newest is not None and newest.action == "abandon":
+        raise RefusedError(f"restore {folder.restore_id} was abandoned; use a new --id to restore again")
+
+
+def refuse_problems(plan: RestorePlan) -> None:
+    """Raise RefusedError if the plan cannot be carried out, with everything that forbids it."""
+    if plan.problems:
+        listed = "; ".join(problem.detail for problem in plan.problems)
+        raise RefusedError(f"restore {plan.request.restore_id} cannot be carried out: {listed}")
+
+
+def make_plan(
+    request: RestoreRequest, *, repository: Repository, cluster: Cluster, admin: TopicAdmin, number: int
+) -> RestorePlan:
+    """Make a plan from what repository and target are now; stores nothing.
+
+    Args:
+        request: what is asked for.
+        repository: where the backups are.
+        cluster: the target.
+        admin: for the target's topics.
+        number: of the plan; 1 unless an earlier one is to be replaced.
+
+    Raises:
+        ConfigurationError: the request names what the repository lacks.
+    """
     metadata = cluster.metadata(None)
     planner = _Planner(request, repository, cluster, admin, metadata)
     topics = planner.topics()
     return RestorePlan(
+        number=number,
         request=request,
         nonce=secrets.token_hex(16),
         planned_at=time.time_ns() // 1_000_000,

@@ -88,6 +88,8 @@ WRONG = [
     (["restore", "--id", "r", "--replace"], "No such option"),
     (["restore", "--release-retention", "r", "--execute"], "goes with no other option"),
     (["restore", "--release-retention", "r", "--topic", "a"], "goes with no other option"),
+    (["restore", "--abandon", "r", "--execute"], "--abandon goes with no other option"),
+    (["restore", "--abandon", "r", "--release-retention", "r"], "goes with no other option"),
     (["offset-map", "--restore", "r", "--topic", "a", "--partition", "0"], "Missing argument"),
     (["offset-map", "--restore", "r", "--topic", "a", "5"], "Missing option '--partition'"),
     (["offset-map", "--restore", "r", "--topic", "a", "--partition", "0", "x"], "'x'"),
@@ -209,6 +211,7 @@ COMMANDS = [
     ["restore", "--id", "r"],
     ["restore", "--id", "r", "--execute"],
     ["restore", "--release-retention", "r"],
+    ["restore", "--abandon", "r"],
     ["offset-map", "--restore", "r", "--topic", "orders", "--partition", "0", "5"],
 ]
 ERRORS = [

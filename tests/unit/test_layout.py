@@ -37,7 +37,7 @@ def test_keys_are_those_of_the_format() -> None:
     assert layout.segment_key(**segment, compression="zstd").endswith("-12.log.zst")
     assert layout.commit_key("t", ID, 0) == f"topics/t/{ID}/commits/00000000000000000000.json"
     assert layout.capture_key("c-1") == "captures/c-1.json"
-    assert layout.restore_plan_key("r") == "restores/r/plan.json"
+    assert layout.restore_plan_key("r", 1) == "restores/r/plans/00000000000000000001.json"
     assert layout.attempt_key("r", 1) == "restores/r/attempts/00000000000000000001.json"
     assert layout.report_key("r", 10) == "restores/r/reports/00000000000000000010.json"
     assert layout.offset_map_key("r", "t", 3) == "restores/r/offset-map/t/3.json"
@@ -50,7 +50,7 @@ def test_keys_are_those_of_the_format() -> None:
         lambda name: layout.commit_key(name, ID, 0),
         lambda name: layout.commit_key("t", name, 0),
         lambda name: layout.capture_key(name),
-        lambda name: layout.restore_plan_key(name),
+        lambda name: layout.restore_plan_key(name, 1),
         lambda name: layout.attempts_folder(name),
         lambda name: layout.offset_map_key("r", name, 0),
         lambda name: layout.segment_key(

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from kafka_backup.errors import ConfigurationError, DamagedError, RefusedError, WriterConflictError
+from kafka_backup.errors import ConfigurationError, DamagedError, RefusedError
 from kafka_backup.repository.documents import Capture, RepositoryDocument
 from kafka_backup.repository.layout import REPOSITORY, capture_key, commit_key
 from kafka_backup.repository.repository import Repository
-from kafka_backup.repository.restore_documents import RestoreAttempt, RestorePlan, RestoreRequest
 from kafka_backup.repository.store import Store
 from tests.unit.faults import Fault, FaultyStore
 from tests.unit.repositories import (
@@ -171,44 +170,6 @@ def test_a_log_below_its_witness_is_damage() -> None:
     with pytest.raises(DamagedError, match="capture c2 names commit 1 of orders"):
         opened(store).commit_log(TOPIC, TOPIC_ID)
     assert opened(store).commit_log("payments", TOPIC_ID).head == 0
-
-
-def _plan(**changes: object) -> RestorePlan:
-    plan = RestorePlan(
-        request=RestoreRequest(restore_id="r1"),
-        nonce="n",
-        planned_at=1,
-        repository_id="x",
-        target_cluster_id="t",
-        topics=(),
-    )
-    return plan.model_copy(update=changes)
-
-
-def test_restore_documents() -> None:
-    """Plans and attempts are stored once, read back the same, and attempts come in their order.
-
-    It matters because the plan is the idempotency key and the highest attempt owns the restore.
-    Attempt 10 could come before attempt 9, or a second plan replace the first.
-    """
-    store = memory_store()
-    repository = Repository.open(store, cluster_id=CLUSTER, create=True)
-    assert repository.restore_plan("r1") is None
-    assert repository.newest_report("r1") is None
-    repository.put_restore_plan(_plan())
-    repository.put_restore_plan(_plan())
-    assert repository.restore_plan("r1") == _plan()
-    with pytest.raises(WriterConflictError):
-        repository.put_restore_plan(_plan(nonce="another"))
-    for number in range(1, 12):
-        attempt = RestoreAttempt(attempt=number, nonce="n", started_at=1, plan_sha256="0" * 64, targets=())
-        assert not repository.has_attempt("r1", number)
-        repository.put_attempt("r1", attempt)
-        assert repository.has_attempt("r1", number)
-        with pytest.raises(WriterConflictError):
-            repository.put_attempt("r1", attempt.model_copy(update={"nonce": "another"}))
-    assert [attempt.attempt for attempt in repository.attempts("r1")] == list(range(1, 12))
-    assert repository.attempts("r2") == []
 
 
 def test_a_capture_whose_answer_is_lost_is_stored_once() -> None:

@@ -262,21 +262,33 @@ def _verify_restore(session: Session, restore_id: str) -> int:
     metavar="ID",
     help="Put the saved retention in force that a finished restore held back.",
 )
+@click.option(
+    "--abandon",
+    "abandoned_id",
+    metavar="ID",
+    help="Give an unfinished restore up for good, so that expiry may remove what it needs.",
+)
 @as_json
 @click.pass_context
-def restore(ctx: click.Context, /, released_id: str | None, execute: bool, **options: Any) -> int:
+def restore(
+    ctx: click.Context, /, released_id: str | None, abandoned_id: str | None, execute: bool, **options: Any
+) -> int:
     """Plan a restore, or do it and verify it."""
     session: Session = ctx.obj
     session.document = {
-        "restore_id": released_id or options["restore_id"],
+        "restore_id": released_id or abandoned_id or options["restore_id"],
         "topics": [],
         "groups": [],
         "problems": [],
     }
-    if released_id is not None:
-        if execute or any(options.values()):
-            raise click.UsageError("--release-retention goes with no other option")
-        return _release_retention(session, released_id)
+    for name, finished_id, act in (
+        ("--release-retention", released_id, _release_retention),
+        ("--abandon", abandoned_id, _abandon),
+    ):
+        if finished_id is not None:
+            if execute or any(options.values()) or (released_id and abandoned_id):
+                raise click.UsageError(f"{name} goes with no other option")
+            return act(session, finished_id)
     if options["restore_id"] is None:
         raise click.UsageError("Missing option '--id'.")
     try:
@@ -319,6 +331,17 @@ def _release_retention(session: Session, restore_id: str) -> int:
         "topics": [{"target": target} for target in changed],
     }
     session.answer(document, tables.released(document))
+    return EXIT_OK
+
+
+def _abandon(session: Session, restore_id: str) -> int:
+    done = session.run(lambda engine, _stop: engine.abandon_restore(restore_id))
+    document = {
+        **session.document,
+        "status": done.status,
+        "topics": [{"target": target.topic, "target_topic_id": target.topic_id} for target in done.targets],
+    }
+    session.answer(document, tables.abandoned(document))
     return EXIT_OK
 
 

@@ -182,6 +182,17 @@ def released(document: Document) -> Table:
     return table
 
 
+def abandoned(document: Document) -> Table:
+    """Show the answer to ``restore --abandon``."""
+    table = _table(f"restore {document['restore_id']}: {document['status']}", "target", "state")
+    state = (
+        "whole" if document["status"] == "finished" else "may be incomplete; delete it if you do not need it"
+    )
+    for topic in document["topics"]:
+        table.add_row(topic["target"], state)
+    return table
+
+
 def offsets(document: Document) -> Table:
     """Show the answer to ``offset-map``."""
     table = _table(

@@ -98,14 +98,29 @@ def parse_capture_key(key: str) -> str | None:
     return name if _accepts(_identifier, name) and key == f"{CAPTURES}{name}.json" else None
 
 
-def restore_plan_key(restore_id: str) -> str:
-    """Key of a restore's plan."""
-    return f"{_restore_folder(restore_id)}plan.json"
+def restore_folder(restore_id: str) -> str:
+    """Folder of everything that is stored of one restore."""
+    return f"{RESTORES}{_identifier(restore_id)}/"
+
+
+def is_restore_id(name: str) -> bool:
+    """Whether a restore can have this id."""
+    return _accepts(_identifier, name)
+
+
+def restore_plans_folder(restore_id: str) -> str:
+    """Folder of a restore's plans."""
+    return f"{restore_folder(restore_id)}plans/"
+
+
+def restore_plan_key(restore_id: str, number: int) -> str:
+    """Key of plan number `number` (from 1) of a restore."""
+    return f"{restore_plans_folder(restore_id)}{_digits(number)}.json"
 
 
 def attempts_folder(restore_id: str) -> str:
     """Folder of a restore's attempts."""
-    return f"{_restore_folder(restore_id)}attempts/"
+    return f"{restore_folder(restore_id)}attempts/"
 
 
 def attempt_key(restore_id: str, attempt: int) -> str:
@@ -115,7 +130,7 @@ def attempt_key(restore_id: str, attempt: int) -> str:
 
 def reports_folder(restore_id: str) -> str:
     """Folder of a restore's reports."""
-    return f"{_restore_folder(restore_id)}reports/"
+    return f"{restore_folder(restore_id)}reports/"
 
 
 def report_key(restore_id: str, attempt: int) -> str:
@@ -125,11 +140,7 @@ def report_key(restore_id: str, attempt: int) -> str:
 
 def offset_map_key(restore_id: str, topic: str, partition: int) -> str:
     """Key of the offset map of one source partition."""
-    return f"{_restore_folder(restore_id)}offset-map/{_topic_name(topic)}/{_natural(partition)}.json"
-
-
-def _restore_folder(restore_id: str) -> str:
-    return f"{RESTORES}{_identifier(restore_id)}/"
+    return f"{restore_folder(restore_id)}offset-map/{_topic_name(topic)}/{_natural(partition)}.json"
 
 
 def _accepts(validate: object, value: str) -> bool:

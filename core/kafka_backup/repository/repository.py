@@ -7,21 +7,16 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Self, TypeVar
+from typing import Self
 
 from kafka_backup.errors import ConfigurationError, DamagedError, RefusedError, WriterConflictError
 from kafka_backup.repository import layout
 from kafka_backup.repository.commit_log import CommitLog
-from kafka_backup.repository.documents import Capture, Document, RepositoryDocument
-from kafka_backup.repository.restore_documents import (
-    OffsetMapDocument,
-    RestoreAttempt,
-    RestorePlan,
-    RestoreReport,
-)
-from kafka_backup.repository.store import ObjectNotFoundError, Store, put_once
+from kafka_backup.repository.documents import Capture, RepositoryDocument
+from kafka_backup.repository.restore_documents import RestorePlan
+from kafka_backup.repository.restore_folder import RestoreFolder
+from kafka_backup.repository.store import Store, put_once, read_document
 
-_D = TypeVar("_D", bound=Document)
 _READERS = 8
 _WITNESSES = 3
 """Newest captures against which heads are checked: one alone may not have taken every topic."""
@@ -57,7 +52,7 @@ class Repository:
             RefusedError: it belongs to another cluster.
             DamagedError: its document is unreadable, or of a newer format.
         """
-        document = _read(store, layout.REPOSITORY, RepositoryDocument)
+        document = read_document(store, layout.REPOSITORY, RepositoryDocument)
         if document is None:
             if not create or cluster_id is None:
                 raise ConfigurationError(
@@ -148,7 +143,7 @@ class Repository:
             key = layout.capture_key(capture_id)
         except ValueError:
             raise self._no_such_capture(capture_id) from None
-        capture = _read(self.store, key, Capture)
+        capture = read_document(self.store, key, Capture)
         if capture is None:
             raise self._no_such_capture(capture_id)
         if capture.capture_id != capture_id:
@@ -167,60 +162,33 @@ class Repository:
         """
         put_once(self.store, layout.capture_key(capture.capture_id), capture.to_bytes())
 
-    def restore_plan(self, restore_id: str) -> RestorePlan | None:
-        """Return the stored plan of a restore, None if there is none."""
-        return _read(self.store, layout.restore_plan_key(restore_id), RestorePlan)
-
-    def put_restore_plan(self, plan: RestorePlan) -> None:
-        """Store a plan; storing the same plan again does nothing.
+    def restore_folder(self, restore_id: str) -> RestoreFolder:
+        """What is stored of one restore, existing or not.
 
         Raises:
-            WriterConflictError: the restore id has another plan.
+            ConfigurationError: no restore can have this id.
         """
-        put_once(self.store, layout.restore_plan_key(plan.request.restore_id), plan.to_bytes())
+        if not layout.is_restore_id(restore_id):
+            raise ConfigurationError(
+                f"not a restore id: {restore_id!r} (letters, digits, '.', '_', '-', beginning with a letter or digit)"
+            )
+        return RestoreFolder(self.store, restore_id)
 
-    def attempts(self, restore_id: str) -> Sequence[RestoreAttempt]:
-        """Return the attempts of a restore, oldest first."""
-        keys = [info.key for info in self.store.list(layout.attempts_folder(restore_id))]
-        return [attempt for key in keys if (attempt := _read(self.store, key, RestoreAttempt))]
+    def pins(self) -> Sequence[RestorePlan]:
+        """Return the plan in force of every restore that is neither finished nor abandoned.
 
-    def has_attempt(self, restore_id: str, attempt: int) -> bool:
-        """Whether a restore has an attempt of this number; asked by name, so never stale."""
-        return self.store.size(layout.attempt_key(restore_id, attempt)) is not None
-
-    def put_attempt(self, restore_id: str, attempt: RestoreAttempt) -> None:
-        """Store an attempt.
-
-        Raises:
-            WriterConflictError: another run took the number.
+        Whatever these plans read must stay: each names, per topic, the commit whose state it
+        restores. A restore stores its plan before it looks at the heads a last time, so of an
+        expiry that commits first and a restore one always sees the other.
         """
-        put_once(self.store, layout.attempt_key(restore_id, attempt.attempt), attempt.to_bytes())
+        ids = [name for name in self.store.folders(layout.RESTORES) if layout.is_restore_id(name)]
 
-    def newest_report(self, restore_id: str) -> RestoreReport | None:
-        """Return the report of a restore's newest finished attempt, None if none is finished."""
-        keys = [info.key for info in self.store.list(layout.reports_folder(restore_id))]
-        return _read(self.store, keys[-1], RestoreReport) if keys else None
+        def pin(restore_id: str) -> RestorePlan | None:
+            folder = self.restore_folder(restore_id)
+            return folder.plan() if folder.is_open else None
 
-    def put_report(self, report: RestoreReport) -> None:
-        """Store the report of an attempt.
-
-        Raises:
-            WriterConflictError: the attempt has another report.
-        """
-        put_once(self.store, layout.report_key(report.restore_id, report.attempt), report.to_bytes())
-
-    def offset_map(self, restore_id: str, topic: str, partition: int) -> OffsetMapDocument | None:
-        """Return the offset map of one source partition of a restore, None if there is none."""
-        return _read(self.store, layout.offset_map_key(restore_id, topic, partition), OffsetMapDocument)
-
-    def put_offset_map(self, restore_id: str, document: OffsetMapDocument) -> None:
-        """Store the offset map of one source partition; the same map again does nothing.
-
-        Raises:
-            WriterConflictError: the restore has another map of it.
-        """
-        key = layout.offset_map_key(restore_id, document.source, document.partition)
-        put_once(self.store, key, document.to_bytes())
+        with ThreadPoolExecutor(max_workers=_READERS, thread_name_prefix="pins") as pool:
+            return [plan for plan in pool.map(pin, ids) if plan is not None]
 
     def _capture_ids(self) -> Sequence[str]:
         return [
@@ -261,16 +229,8 @@ def _make(store: Store, cluster_id: str) -> RepositoryDocument:
     try:
         put_once(store, layout.REPOSITORY, document.to_bytes())
     except WriterConflictError:
-        made = _read(store, layout.REPOSITORY, RepositoryDocument)
+        made = read_document(store, layout.REPOSITORY, RepositoryDocument)
         if made is None:
             raise
         return made
     return document
-
-
-def _read(store: Store, key: str, kind: type[_D]) -> _D | None:
-    try:
-        data = store.get(key)
-    except ObjectNotFoundError:
-        return None
-    return kind.from_bytes(data, key=f"{store.url}/{key}")

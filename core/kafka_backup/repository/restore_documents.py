@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -117,13 +117,18 @@ class PlannedTopic(Part):
 
 
 class RestorePlan(Document):
-    """``restores/<id>/plan.json``: stored before anything is written; also the dry run's answer.
+    """``restores/<id>/plans/<n>.json``: stored before anything is written; also the dry run's answer.
 
     A plan with problems is never stored and never carried out.
+
+    Attributes:
+        number: from 1; a higher one replaces it, which happens only before the first attempt, when
+            an expiry took away what the plan had counted on.
     """
 
     kind: ClassVar[str] = "restore plan"
 
+    number: Annotated[int, Field(ge=1)] = 1
     request: RestoreRequest
     nonce: Identifier
     planned_at: Milliseconds
@@ -141,10 +146,14 @@ class AttemptTarget(Part):
 
 
 class RestoreAttempt(Document):
-    """``restores/<id>/attempts/<n>.json``: the highest attempt owns the restore."""
+    """``restores/<id>/attempts/<n>.json``: the highest attempt owns the restore.
+
+    An attempt with the action ``abandon`` is the last one: nobody may write any more.
+    """
 
     kind: ClassVar[str] = "restore attempt"
 
+    action: Literal["run", "abandon"] = "run"
     attempt: Count
     nonce: Identifier
     started_at: Milliseconds

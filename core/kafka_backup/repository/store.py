@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Literal, Protocol, Self
+from typing import Literal, Protocol, Self, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from kafka_backup.errors import (
@@ -21,11 +21,12 @@ from kafka_backup.errors import (
     WriterConflictError,
 )
 from kafka_backup.records import Buffer
-from kafka_backup.repository.documents import sha256_of
+from kafka_backup.repository.documents import Document, sha256_of
 
 _PART = re.compile(r"[a-zA-Z0-9._-]+")
 _COMMIT_TRIES = 10
 _CLOUDS = ("s3", "gs", "az")
+_D = TypeVar("_D", bound=Document)
 
 
 class ObjectExistsError(RefusedError):
@@ -166,6 +167,19 @@ def put_once(store: Store, key: str, data: bytes) -> Literal["created", "ours"]:
     with store.create(key) as writer:
         writer.write(data)
         return commit_once(store, key, writer, sha256=sha256_of(data))
+
+
+def read_document(store: Store, key: str, kind: type[_D]) -> _D | None:
+    """Read a stored document, None if there is no such object.
+
+    Raises:
+        DamagedError: it is unreadable, or of another kind or format.
+    """
+    try:
+        data = store.get(key)
+    except ObjectNotFoundError:
+        return None
+    return kind.from_bytes(data, key=f"{store.url}/{key}")
 
 
 def check_key(key: str) -> str:

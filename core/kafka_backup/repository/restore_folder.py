@@ -1,0 +1,107 @@
+"""What is stored of one restore: its plans, attempts, report and offset maps.
+
+All of it is create-only, as everything in a repository. The highest plan is in force; a later one is
+only ever made before the first attempt. The highest attempt owns the restore: whoever created it
+may write to the target, or has abandoned the restore for good.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+from kafka_backup.repository import layout
+from kafka_backup.repository.documents import Document
+from kafka_backup.repository.restore_documents import (
+    OffsetMapDocument,
+    RestoreAttempt,
+    RestorePlan,
+    RestoreReport,
+)
+from kafka_backup.repository.store import Store, put_once, read_document
+
+_D = TypeVar("_D", bound=Document)
+
+
+class RestoreFolder:
+    """The stored documents of one restore; see `Repository.restore_folder`. Safe for many threads.
+
+    Attributes:
+        restore_id: whose folder it is.
+    """
+
+    def __init__(self, store: Store, restore_id: str) -> None:
+        """Nothing is read yet."""
+        self.restore_id = restore_id
+        self._store = store
+
+    def plan(self) -> RestorePlan | None:
+        """Return the plan in force, the one with the highest number; None if there is none."""
+        return self._newest(layout.restore_plans_folder(self.restore_id), RestorePlan)
+
+    def put_plan(self, plan: RestorePlan) -> None:
+        """Store a plan; storing the same plan again does nothing.
+
+        Raises:
+            WriterConflictError: another run stored another plan with this number.
+        """
+        put_once(self._store, layout.restore_plan_key(self.restore_id, plan.number), plan.to_bytes())
+
+    def attempts(self) -> Sequence[RestoreAttempt]:
+        """Return the attempts, oldest first."""
+        keys = [info.key for info in self._store.list(layout.attempts_folder(self.restore_id))]
+        return [attempt for key in keys if (attempt := self._read(key, RestoreAttempt))]
+
+    def newest_attempt(self) -> RestoreAttempt | None:
+        """Return the attempt that owns the restore; None before the first one."""
+        return self._newest(layout.attempts_folder(self.restore_id), RestoreAttempt)
+
+    def attempt(self, number: int) -> RestoreAttempt | None:
+        """Return one attempt, None if there is none; asked by name, so never stale."""
+        return self._read(layout.attempt_key(self.restore_id, number), RestoreAttempt)
+
+    def put_attempt(self, attempt: RestoreAttempt) -> None:
+        """Store an attempt.
+
+        Raises:
+            WriterConflictError: another run took the number.
+        """
+        put_once(self._store, layout.attempt_key(self.restore_id, attempt.attempt), attempt.to_bytes())
+
+    def report(self) -> RestoreReport | None:
+        """Return the report of the newest finished attempt, None if none is finished."""
+        return self._newest(layout.reports_folder(self.restore_id), RestoreReport)
+
+    def put_report(self, report: RestoreReport) -> None:
+        """Store the report of an attempt.
+
+        Raises:
+            WriterConflictError: the attempt has another report.
+        """
+        put_once(self._store, layout.report_key(self.restore_id, report.attempt), report.to_bytes())
+
+    def offset_map(self, topic: str, partition: int) -> OffsetMapDocument | None:
+        """Return the offset map of one source partition, None if there is none."""
+        return self._read(layout.offset_map_key(self.restore_id, topic, partition), OffsetMapDocument)
+
+    def put_offset_map(self, document: OffsetMapDocument) -> None:
+        """Store the offset map of one source partition; the same map again does nothing.
+
+        Raises:
+            WriterConflictError: the restore has another map of it.
+        """
+        key = layout.offset_map_key(self.restore_id, document.source, document.partition)
+        put_once(self._store, key, document.to_bytes())
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the plan still needs what it names: it is neither finished nor abandoned."""
+        newest = self.newest_attempt()
+        return self.report() is None and (newest is None or newest.action != "abandon")
+
+    def _newest(self, folder: str, kind: type[_D]) -> _D | None:
+        keys = [info.key for info in self._store.list(folder) if info.key.endswith(".json")]
+        return self._read(keys[-1], kind) if keys else None
+
+    def _read(self, key: str, kind: type[_D]) -> _D | None:
+        return read_document(self._store, key, kind)
