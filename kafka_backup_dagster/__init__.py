@@ -16,11 +16,16 @@ from importlib.metadata import version
 
 from dagster_shared.libraries import DagsterLibraryRegistry
 
-from kafka_backup_dagster.assets.decorator import kafka_backup_assets
-from kafka_backup_dagster.assets.specs import build_kafka_backup_asset_specs, build_kafka_topic_specs
+from kafka_backup_dagster.assets.decorator import build_kafka_backup_assets, kafka_backup_assets
+from kafka_backup_dagster.assets.specs import (
+    build_kafka_backup_asset_specs,
+    build_kafka_restored_specs,
+    build_kafka_topic_specs,
+)
 from kafka_backup_dagster.assets.translator import KafkaBackupTranslator, KafkaBackupTranslatorData
+from kafka_backup_dagster.assets.windows import hourly_windows
 from kafka_backup_dagster.definitions import build_definitions
-from kafka_backup_dagster.jobs.restore import RenameConfig, RestoreConfig, restore_job
+from kafka_backup_dagster.jobs.restore import RenameConfig, RestoreConfig, build_restore_job, restore_job
 from kafka_backup_dagster.resources.resource import KafkaBackupResource
 
 __version__ = version("kafka-backup-dagster")
@@ -33,7 +38,11 @@ __all__ = [
     "RestoreConfig",
     "build_definitions",
     "build_kafka_backup_asset_specs",
+    "build_kafka_backup_assets",
+    "build_kafka_restored_specs",
     "build_kafka_topic_specs",
+    "build_restore_job",
+    "hourly_windows",
     "kafka_backup_assets",
     "restore_job",
 ]

@@ -1,16 +1,20 @@
 """Dagster definitions from a ``kafka-backup.yaml``; `defs` is what `dagster dev` loads."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from kafka_backup_dagster.assets.decorator import HOURLY, kafka_backup_assets
-from kafka_backup_dagster.assets.specs import build_kafka_topic_specs, split_filters
+from kafka_backup_dagster.assets.decorator import build_kafka_backup_assets
+from kafka_backup_dagster.assets.specs import (
+    build_kafka_restored_specs,
+    build_kafka_topic_specs,
+    split_filters,
+)
 from kafka_backup_dagster.assets.translator import KafkaBackupTranslator, storage_kind
-from kafka_backup_dagster.jobs.restore import restore_job
+from kafka_backup_dagster.assets.windows import HOURLY, hourly_windows
+from kafka_backup_dagster.jobs.restore import build_restore_job
 from kafka_backup_dagster.resources.resource import KafkaBackupResource
 
 if TYPE_CHECKING:
@@ -25,6 +29,7 @@ def build_definitions(
     *,
     cluster_name: str = "default",
     location_name: str | None = None,
+    start_date: str | None = None,
     partitions_def: dg.TimeWindowPartitionsDefinition | None = HOURLY,
     kafka_backup_translator: KafkaBackupTranslator | None = None,
 ) -> dg.Definitions:
@@ -38,7 +43,8 @@ def build_definitions(
             shows secrets in Dagster.
         cluster_name: how the people here call the cluster; part of the asset keys.
         location_name: the code location, for links to the restore job; by default the run's own.
-        partitions_def: the windows, hourly by default; None for assets without partitions.
+        start_date: the day of the first backup, such as 2026-11-24: hourly windows from then on.
+        partitions_def: other windows; None for assets without partitions.
         kafka_backup_translator: makes the asset specs.
 
     Raises:
@@ -52,32 +58,26 @@ def build_definitions(
         resource: object = KafkaBackupResource.from_yaml(config, location_name=location_name)
         config = load_config(config)
     else:
-        resource = dg.ResourceDefinition.hardcoded_resource(
-            KafkaBackupResource.from_config(config, location_name=location_name),
-            description="A Kafka cluster and its repository; the values are not shown.",
-        )
+        resource = KafkaBackupResource.from_config(config, location_name=location_name).hidden()
     exact, patterns = split_filters(config.backup.topics)
     excluded = TopicSelection.parse(config.backup.exclude)
     topics = [topic for topic in exact if not excluded.includes(topic)] + list(patterns)
-
-    @kafka_backup_assets(
-        name="kafka_backup",
+    backups = build_kafka_backup_assets(
         topics=topics,
         cluster_name=cluster_name,
         group_name="kafka_backup",
-        partitions_def=partitions_def,
+        partitions_def=partitions_def if start_date is None else hourly_windows(start_date),
         kafka_backup_translator=kafka_backup_translator,
         storage_kind=storage_kind(config.repository.url),
     )
-    def backups(
-        context: dg.AssetExecutionContext, kafka_backup: KafkaBackupResource
-    ) -> Iterator[dg.MaterializeResult[None]]:
-        yield from kafka_backup.run(context)
-
-    sources = build_kafka_topic_specs(topics, cluster_name=cluster_name)
+    specs = [spec for shard in backups for spec in shard.specs]
     return dg.Definitions(
-        assets=[backups, *(spec.replace_attributes(group_name="kafka_backup") for spec in sources)],
-        jobs=[restore_job],
+        assets=[
+            *build_kafka_topic_specs(topics, cluster_name=cluster_name, group_name="kafka_topics"),
+            *backups,
+            *build_kafka_restored_specs(specs, cluster_name=cluster_name, group_name="kafka_restored"),
+        ],
+        jobs=[build_restore_job(cluster_name=cluster_name)],
         resources={"kafka_backup": resource},
         executor=dg.in_process_executor,
     )

@@ -5,6 +5,7 @@ are in the namespace ``kafka_backup/``.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -59,15 +60,23 @@ def timestamp(milliseconds: int) -> dg.TimestampMetadataValue:
     return dg.MetadataValue.timestamp(milliseconds / 1000)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launchpad:
+    """Where restores are launched: the code location that has the restore job, and the job's name."""
+
+    location_name: str
+    job_name: str = RESTORE_JOB
+
+
 def restore_link(
-    *, location_name: str, capture: str, name: str, topics: Sequence[str]
+    launchpad: Launchpad, *, capture: str, name: str, topics: Sequence[str]
 ) -> dg.MarkdownMetadataValue:
     """Return a link that opens the restore job's Launchpad, filled in for one capture.
 
     It is filled in so that launching it at once changes nothing: a dry run under new names.
 
     Args:
-        location_name: the code location that has the restore job.
+        launchpad: where it leads.
         capture: the capture to go back to.
         name: what is restored, for the restore id.
         topics: exact names; the filter list of the form stays empty above `MAX_LINKED_TOPICS`.
@@ -80,8 +89,15 @@ def restore_link(
         "capture": capture,
     }
     form = yaml.safe_dump(config, sort_keys=False)
-    path = f"/locations/{quote(location_name, safe='@')}/jobs/{RESTORE_JOB}/playground/setup"
+    path = f"/locations/{quote(launchpad.location_name, safe='@')}/jobs/{launchpad.job_name}/playground/setup"
     return dg.MetadataValue.md(f"[Restore to this point]({path}?config={quote(form, safe='')})")
+
+
+def red_lines(heading: str, lines: Sequence[str]) -> dg.MarkdownMetadataValue:
+    """Return a heading and lines in red: Dagster's pages show no colour but that of a diff."""
+    return dg.MetadataValue.md(
+        f"**{heading}**\n\n```diff\n" + "\n".join(f"- {line}" for line in lines) + "\n```"
+    )
 
 
 def location_of(context: dg.OpExecutionContext | dg.AssetExecutionContext) -> str:
@@ -112,8 +128,8 @@ def plan_metadata(plan: "RestorePlan") -> Metadata:
     }
     shown: Metadata = {}
     if plan.problems:
-        shown["kafka_backup/problems"] = dg.MetadataValue.md(
-            "\n".join(f"* {line}" for line in problem_lines(plan.problems))
+        shown["kafka_backup/problems"] = red_lines(
+            "Refused: nothing was changed", problem_lines(plan.problems)
         )
     return shown | {
         "kafka_backup/restore_id": dg.MetadataValue.text(plan.request.restore_id),
@@ -189,6 +205,7 @@ def restored_topic_metadata(topic: "RestoredTopic", report: "RestoreReport") -> 
         "kafka_backup/restore_id": dg.MetadataValue.text(report.restore_id),
         "kafka_backup/attempt": dg.MetadataValue.int(report.attempt),
         "kafka_backup/source_topic": dg.MetadataValue.text(topic.source),
+        "kafka_backup/target_topic": dg.MetadataValue.text(topic.target),
         "kafka_backup/target_cluster": dg.MetadataValue.text(report.target_cluster_id),
         "kafka_backup/target_topic_id": dg.MetadataValue.text(topic.target_topic_id),
         "kafka_backup/raw_bytes": dg.MetadataValue.int(sum(part.raw_bytes for part in topic.partitions)),

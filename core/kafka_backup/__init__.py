@@ -38,6 +38,7 @@ from kafka_backup.progress import (
     TopicFailed,
     TopicUnchanged,
 )
+from kafka_backup.recovery_point import RecoveryPoint
 from kafka_backup.repository.documents import Capture, Commit, Window
 from kafka_backup.repository.restore_documents import (
     RenameRule,
@@ -66,6 +67,7 @@ __all__ = [
     "KafkaBackupError",
     "OffsetMap",
     "PartitionResult",
+    "RecoveryPoint",
     "RefusedError",
     "RenameRule",
     "RepositoryConfig",

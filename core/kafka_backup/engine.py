@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -16,6 +16,7 @@ from kafka_backup.kafka.settings import ConnectionSettings
 from kafka_backup.kafka.topics import TopicAdmin
 from kafka_backup.offset_mapping import OffsetMap
 from kafka_backup.progress import BackupEvent, RestoreProgress, StopToken
+from kafka_backup.recovery_point import RecoveryPoint, recovery_points
 from kafka_backup.repository.commit_log import CommitLog
 from kafka_backup.repository.documents import Capture, Window
 from kafka_backup.repository.repository import Repository
@@ -206,6 +207,12 @@ class Engine:
     def captures(self) -> Sequence[Capture]:
         """All captures, oldest first."""
         return self.repository().captures()
+
+    def recovery_points(
+        self, topics: Collection[str], *, before: str | None = None
+    ) -> Mapping[str, RecoveryPoint]:
+        """Up to which time everything of each topic is in the repository; see `recovery_points`."""
+        return recovery_points(self.repository(), topics, before=before)
 
     def commit_logs(self, topic: str) -> Sequence[CommitLog]:
         """The commit logs of a topic, one for each of its incarnations.

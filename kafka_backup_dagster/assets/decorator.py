@@ -1,18 +1,17 @@
-"""`@kafka_backup_assets`: topics as one multi-asset."""
+"""`@kafka_backup_assets`: topics as one multi-asset; `build_kafka_backup_assets`: as many as it takes."""
 
-from collections.abc import Callable, Mapping, Sequence, Set
-from datetime import timedelta
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import dagster as dg
 
 from kafka_backup_dagster.assets.specs import build_kafka_backup_asset_specs
 from kafka_backup_dagster.assets.translator import KafkaBackupTranslator
+from kafka_backup_dagster.assets.windows import HOURLY, check_windows
 
-HOURLY = dg.HourlyPartitionsDefinition(start_date="2026-01-01-00:00")
-"""The default windows. Older ones than the first capture are no-ops that say which capture holds them."""
-SHORTEST_WINDOW = timedelta(minutes=5)
-_WINDOWS_LOOKED_AT = 100
+MAX_TOPICS = 100
+"""Assets of one op: the time that Dagster itself needs for a run grows with their square (4 s for 100)."""
 
 
 def kafka_backup_assets(
@@ -21,7 +20,7 @@ def kafka_backup_assets(
     cluster_name: str = "default",
     name: str | None = None,
     group_name: str | None = None,
-    partitions_def: dg.TimeWindowPartitionsDefinition | None = HOURLY,
+    partitions_def: dg.PartitionsDefinition | None = HOURLY,
     backfill_policy: dg.BackfillPolicy | None = None,
     kafka_backup_translator: KafkaBackupTranslator | None = None,
     storage_kind: str | None = None,
@@ -36,13 +35,13 @@ def kafka_backup_assets(
     captures from where the last one ended, so a run over many windows costs no more than one.
 
     Args:
-        topics: filters as in ``backup.topics`` of the configuration. Up to about 100 exact names:
-            the time that Dagster itself needs grows with their square.
+        topics: filters as in ``backup.topics`` of the configuration, at most 100 of them exact names;
+            for more see `build_kafka_backup_assets`.
         cluster_name: how the people here call the cluster; part of the asset keys.
         name: of the op; by default the function's.
         group_name: of all the assets, instead of the translator's.
-        partitions_def: the windows, hourly by default, not shorter than 5 minutes; None for assets
-            without partitions.
+        partitions_def: the windows, not shorter than 5 minutes; by default those of `HOURLY`, and
+            `hourly_windows` makes some that begin when the backups do. None: no partitions.
         backfill_policy: by default one run for each contiguous range of windows.
         kafka_backup_translator: makes the asset specs.
         storage_kind: asset kind of the repository's store, such as ``s3``.
@@ -52,23 +51,133 @@ def kafka_backup_assets(
         hooks: of the op.
 
     Raises:
-        DagsterInvalidDefinitionError: no topic, a malformed filter, two topics that would be one
-            asset, or windows that are too short.
+        DagsterInvalidDefinitionError: no topic, too many, a malformed filter, two topics that would
+            be one asset, or windows that are too short.
 
     Example:
         @kafka_backup_assets(topics=["orders", "payments"])
         def backups(context: dg.AssetExecutionContext, kafka_backup: KafkaBackupResource):
             yield from kafka_backup.run(context)
     """
-    if partitions_def is not None:
-        _check_windows(partitions_def)
-        backfill_policy = backfill_policy or dg.BackfillPolicy.single_run()
     specs = build_kafka_backup_asset_specs(
         topics,
         cluster_name=cluster_name,
         kafka_backup_translator=kafka_backup_translator,
         storage_kind=storage_kind,
     )
+    if len(specs) > MAX_TOPICS + 1:
+        raise dg.DagsterInvalidDefinitionError(
+            f"{len(specs)} assets are too many for one multi-asset; use build_kafka_backup_assets, which "
+            f"makes several of {MAX_TOPICS}"
+        )
+    return _multi_asset(
+        specs,
+        name=name,
+        group_name=group_name,
+        partitions_def=partitions_def,
+        backfill_policy=backfill_policy,
+        retry_policy=retry_policy,
+        op_tags=op_tags,
+        pool=pool,
+        hooks=hooks,
+    )
+
+
+def build_kafka_backup_assets(
+    *,
+    topics: Sequence[str],
+    cluster_name: str = "default",
+    name: str = "kafka_backup",
+    group_name: str | None = None,
+    partitions_def: dg.PartitionsDefinition | None = HOURLY,
+    backfill_policy: dg.BackfillPolicy | None = None,
+    kafka_backup_translator: KafkaBackupTranslator | None = None,
+    storage_kind: str | None = None,
+    retry_policy: dg.RetryPolicy | None = None,
+    op_tags: Mapping[str, Any] | None = None,
+    pool: str | None = None,
+    hooks: Set[dg.HookDefinition] | None = None,
+    resource_key: str = "kafka_backup",
+    max_topics: int = MAX_TOPICS,
+) -> Sequence[dg.AssetsDefinition]:
+    """Make the assets of any number of topics: as few multi-assets (shards) as it takes.
+
+    Each shard is a step of its own, so that Dagster can run it in a container of its own, and a
+    capture of its own; the commit logs keep captures that run at the same time apart.
+
+    Args:
+        topics: filters; how many exact names there are decides how many shards.
+        cluster_name: as for `kafka_backup_assets`, like everything else that is not named here.
+        name: of the op; with several shards its beginning (``kafka_backup_1`` and so on).
+        group_name: of all the assets, instead of the translator's.
+        partitions_def: the windows.
+        backfill_policy: by default one run for each contiguous range of windows.
+        kafka_backup_translator: makes the asset specs.
+        storage_kind: asset kind of the repository's store.
+        retry_policy: of each op.
+        op_tags: of each op.
+        pool: the concurrency pool of each op.
+        hooks: of each op.
+        resource_key: of the `KafkaBackupResource`.
+        max_topics: assets in one shard.
+
+    Raises:
+        DagsterInvalidDefinitionError: as `kafka_backup_assets`.
+    """
+    specs = build_kafka_backup_asset_specs(
+        topics,
+        cluster_name=cluster_name,
+        kafka_backup_translator=kafka_backup_translator,
+        storage_kind=storage_kind,
+    )
+    shards = _shards(specs, max_topics)
+
+    def body(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[None]]:
+        yield from getattr(context.resources, resource_key).run(context)
+
+    return [
+        _multi_asset(
+            shard,
+            name=name if len(shards) == 1 else f"{name}_{number}",
+            group_name=group_name,
+            partitions_def=partitions_def,
+            backfill_policy=backfill_policy,
+            retry_policy=retry_policy,
+            op_tags=op_tags,
+            pool=pool,
+            hooks=hooks,
+            required_resource_keys={resource_key},
+        )(body)
+        for number, shard in enumerate(shards, 1)
+    ]
+
+
+def _shards(specs: Sequence[dg.AssetSpec], most: int) -> Sequence[Sequence[dg.AssetSpec]]:
+    """Cut specs into runs of nearly equal length, `most` at the longest."""
+    count = -(-len(specs) // most)
+    cuts = [len(specs) * number // count for number in range(count + 1)]
+    return [specs[start:end] for start, end in itertools.pairwise(cuts)]
+
+
+def _multi_asset(
+    specs: Sequence[dg.AssetSpec],
+    *,
+    name: str | None,
+    group_name: str | None,
+    partitions_def: dg.PartitionsDefinition | None,
+    backfill_policy: dg.BackfillPolicy | None,
+    **rest: Any,
+) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
+    # A translator may have chosen the windows.
+    chosen = {spec.partitions_def for spec in specs if spec.partitions_def is not None}
+    if len(chosen) > 1:
+        raise dg.DagsterInvalidDefinitionError(
+            "the assets of one capture share their windows; the translator gives different ones"
+        )
+    partitions_def = chosen.pop() if chosen else partitions_def
+    check_windows(partitions_def)
+    if partitions_def is not None:
+        backfill_policy = backfill_policy or dg.BackfillPolicy.single_run()
     if group_name is not None:
         specs = [spec.replace_attributes(group_name=group_name) for spec in specs]
     # Outputs and inputs are numbered: names made of the keys would be equal for t.a, t-a and t_a.
@@ -77,7 +186,9 @@ def kafka_backup_assets(
         name=name,
         outs={
             f"topic_{index}": dg.AssetOut.from_spec(
-                spec.replace_attributes(deps=[]), dagster_type=dg.Nothing, is_required=False
+                spec.replace_attributes(deps=[], partitions_def=None),
+                dagster_type=dg.Nothing,
+                is_required=False,
             )
             for index, spec in enumerate(specs)
         },
@@ -93,22 +204,5 @@ def kafka_backup_assets(
         can_subset=True,
         partitions_def=partitions_def,
         backfill_policy=backfill_policy,
-        retry_policy=retry_policy,
-        op_tags=op_tags,
-        pool=pool,
-        hooks=hooks,
+        **rest,
     )
-
-
-def _check_windows(partitions_def: dg.TimeWindowPartitionsDefinition) -> None:
-    """Refuse windows so short that starting the runs costs more than the captures."""
-    window = partitions_def.get_first_partition_window()
-    for _ in range(_WINDOWS_LOOKED_AT):
-        if window is None:
-            return
-        if window.end - window.start < SHORTEST_WINDOW:
-            raise dg.DagsterInvalidDefinitionError(
-                f"the windows of {partitions_def} are shorter than 5 minutes; choose longer ones (a run of "
-                "Dagster takes about 5 seconds to start, and assets bear about 100,000 partitions)"
-            )
-        window = partitions_def.get_next_partition_window(window.end)

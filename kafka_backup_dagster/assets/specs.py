@@ -8,6 +8,7 @@ import dagster as dg
 from kafka_backup_dagster.assets.translator import (
     KafkaBackupTranslator,
     KafkaBackupTranslatorData,
+    restored_topic_key,
     source_topic_key,
 )
 
@@ -21,6 +22,14 @@ class AssetTopics:
 
     filters: tuple[str, ...]
     exclude: tuple[str, ...] = ()
+
+    @property
+    def exact(self) -> str | None:
+        """The one topic that is named exactly, None for patterns."""
+        from kafka_backup.selection import FilterKind, TopicFilter
+
+        filters = [TopicFilter.parse(text) for text in self.filters]
+        return filters[0].text if len(filters) == 1 and filters[0].kind is FilterKind.EXACT else None
 
     @classmethod
     def of(cls, metadata: Mapping[str, object], *, asset_key: dg.AssetKey) -> "AssetTopics":
@@ -95,7 +104,7 @@ def build_kafka_backup_asset_specs(
 
 
 def build_kafka_topic_specs(
-    topics: Sequence[str], *, cluster_name: str = "default"
+    topics: Sequence[str], *, cluster_name: str = "default", group_name: str | None = None
 ) -> Sequence[dg.AssetSpec]:
     """Return the external assets that stand for the topics themselves, upstream of their backups.
 
@@ -106,10 +115,42 @@ def build_kafka_topic_specs(
         dg.AssetSpec(
             key=source_topic_key(cluster_name, topic),
             description=f"Topic `{topic}` of Kafka cluster {cluster_name}.",
+            group_name=group_name,
             kinds={"kafka"},
         )
         for topic in exact
     ]
+
+
+def build_kafka_restored_specs(
+    backups: Sequence[dg.AssetSpec], *, cluster_name: str = "default", group_name: str | None = None
+) -> Sequence[dg.AssetSpec]:
+    """Return the external assets that stand for restored topics, downstream of their backups.
+
+    The restore job materializes them: each materialization names the target topic and cluster.
+
+    Args:
+        backups: specs of `build_kafka_backup_asset_specs`; the one of patterns has none.
+        cluster_name: as there, and as in `build_restore_job`.
+        group_name: of all of them.
+    """
+    specs = []
+    for backup in backups:
+        topic = AssetTopics.of(backup.metadata, asset_key=backup.key).exact
+        if topic is not None:
+            specs.append(
+                dg.AssetSpec(
+                    key=restored_topic_key(cluster_name, topic),
+                    deps=[backup.key],
+                    description=(
+                        f"What was restored of topic `{topic}` of Kafka cluster {cluster_name}: each "
+                        "materialization is one verified restore, and names the topic that it made."
+                    ),
+                    group_name=group_name,
+                    kinds={"kafka"},
+                )
+            )
+    return specs
 
 
 def split_filters(topics: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:

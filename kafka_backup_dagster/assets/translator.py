@@ -75,3 +75,8 @@ class KafkaBackupTranslator:
 def source_topic_key(cluster_name: str, topic: str) -> dg.AssetKey:
     """Return the key of the external asset that stands for the topic itself."""
     return dg.AssetKey(["kafka", cluster_name, topic])
+
+
+def restored_topic_key(cluster_name: str, topic: str) -> dg.AssetKey:
+    """Return the key of the external asset that stands for what was restored of a topic."""
+    return dg.AssetKey(["kafka_restored", cluster_name, topic])

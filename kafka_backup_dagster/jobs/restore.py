@@ -10,6 +10,7 @@ import dagster as dg
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
+from kafka_backup_dagster.assets.translator import restored_topic_key
 from kafka_backup_dagster.errors import as_failure
 from kafka_backup_dagster.interrupts import run_interruptibly
 from kafka_backup_dagster.metadata import (
@@ -179,12 +180,56 @@ def _progress_line(item: "RestoreProgress") -> str:
     )
 
 
-@dg.op(out=dg.Out(dg.Nothing), tags={"kafka_backup/kind": "restore"})
-def restore_topics(
-    context: dg.OpExecutionContext, config: RestoreConfig, kafka_backup: KafkaBackupResource
+def build_restore_job(
+    *, name: str = RESTORE_JOB, cluster_name: str = "default", resource_key: str = "kafka_backup"
+) -> dg.JobDefinition:
+    """Make a restore job for one cluster.
+
+    Args:
+        name: of the job; where it is another one, tell the resource (``restore_job_name``).
+        cluster_name: as in the assets: restored topics are materialized below their backups, as
+            ``kafka_restored/<cluster>/<source topic>``.
+        resource_key: of the `KafkaBackupResource`.
+    """
+
+    @dg.op(
+        name=f"{name}_topics",
+        out=dg.Out(dg.Nothing),
+        tags={"kafka_backup/kind": "restore"},
+        required_resource_keys={resource_key},
+    )
+    def restore_topics(
+        context: dg.OpExecutionContext, config: RestoreConfig
+    ) -> Iterator[dg.AssetMaterialization | dg.Output[None]]:
+        """Plan a restore and, if asked to, carry it out and verify it."""
+        resource: KafkaBackupResource = getattr(context.resources, resource_key)
+        yield from _restore(context, config, resource, cluster_name)
+
+    @dg.config_mapping
+    def restore_form(val: RestoreConfig) -> dg.RunConfig:
+        """Give the flat form to the op; a wrong value is refused here, before there is a run."""
+        return dg.RunConfig(ops={restore_topics.name: val})
+
+    @dg.job(
+        name=name,
+        config=restore_form,
+        executor_def=dg.in_process_executor,
+        tags={"kafka_backup/kind": "restore", "dagster/priority": "10"},
+    )
+    def restore() -> None:
+        """Restore topics from the repository, verify them, and report. A dry run by default.
+
+        Terminating it stops cleanly; executing it again with the same restore_id goes on.
+        """
+        restore_topics()
+
+    return restore
+
+
+def _restore(
+    context: dg.OpExecutionContext, config: RestoreConfig, resource: KafkaBackupResource, cluster_name: str
 ) -> Iterator[dg.AssetMaterialization | dg.Output[None]]:
-    """Plan a restore and, if asked to, carry it out and verify it."""
-    with as_failure(), kafka_backup.engine() as engine:
+    with as_failure(), resource.engine() as engine:
         plan = run_interruptibly(lambda _: engine.plan_restore(config.request()))
         context.log.info(_plan_lines(plan))
         _refuse_problems(plan)
@@ -195,8 +240,8 @@ def restore_topics(
         report = _execute(context, engine, plan)
     for topic in report.topics:
         yield dg.AssetMaterialization(
-            asset_key=["kafka_restored", topic.target],
-            description=f"Topic {topic.source}, restored and verified by restore {report.restore_id}.",
+            asset_key=restored_topic_key(cluster_name, topic.source),
+            description=f"Topic {topic.target}, restored and verified by restore {report.restore_id}.",
             metadata=restored_topic_metadata(topic, report),
         )
     yield dg.Output(None, metadata=report_metadata(report))
@@ -234,21 +279,4 @@ def _plan_lines(plan: "RestorePlan") -> str:
     return "\n".join(lines)
 
 
-@dg.config_mapping
-def restore_form(val: RestoreConfig) -> dg.RunConfig:
-    """Give the flat form to the op; a wrong value is refused here, before there is a run."""
-    return dg.RunConfig(ops={restore_topics.name: val})
-
-
-@dg.job(
-    name=RESTORE_JOB,
-    config=restore_form,
-    executor_def=dg.in_process_executor,
-    tags={"kafka_backup/kind": "restore", "dagster/priority": "10"},
-)
-def restore_job() -> None:
-    """Restore topics from the repository, verify them, and report. A dry run by default.
-
-    Terminating it stops cleanly; executing it again with the same restore_id goes on.
-    """
-    restore_topics()
+restore_job = build_restore_job()

@@ -11,7 +11,7 @@ import dagster as dg
 from kafka_backup_dagster.assets.specs import AssetTopics
 
 if TYPE_CHECKING:
-    from kafka_backup import Engine, Window
+    from kafka_backup import Engine, RecoveryPoint, Window
     from kafka_backup.progress import (
         BackupProgress,
         CaptureFinished,
@@ -87,11 +87,16 @@ def _joined(first: "PartitionResult", second: "PartitionResult") -> "PartitionRe
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaptureOutcome:
-    """What a capture did, all topics together."""
+    """What a capture did, all topics together.
+
+    Attributes:
+        points_before: the recovery point (ms) that each topic had before, if it had one.
+    """
 
     finished: "CaptureFinished"
     topics: Mapping[str, TopicOutcome]
     failures: Sequence["TopicFailed"]
+    points_before: Mapping[str, int]
 
 
 def selected_topics(context: dg.AssetExecutionContext) -> Mapping[dg.AssetKey, AssetTopics]:
@@ -129,10 +134,11 @@ def filters_of(
 
 
 def window_of(context: dg.AssetExecutionContext) -> "Window | None":
-    """Return the span of all partitions of this run in ms, None for assets without partitions."""
+    """Return the span of all partitions of this run in ms, None for assets without windows."""
     from kafka_backup.repository.documents import Window
 
-    if not context.has_partition_key and not context.has_partition_key_range:
+    is_windowed = isinstance(context.assets_def.partitions_def, dg.TimeWindowPartitionsDefinition)
+    if not is_windowed or not (context.has_partition_key or context.has_partition_key_range):
         return None
     span = context.partition_time_window
     return Window(start=round(span.start.timestamp() * 1000), end=round(span.end.timestamp() * 1000))
@@ -187,9 +193,17 @@ def run_capture(
                     finished = event
     if finished is None:
         raise dg.DagsterInvariantViolationError("the capture ended without saying how: a bug in kafka_backup")
+    points: Mapping[str, RecoveryPoint] = {}
     if finished.status == "held":
         topics = _held_topics(engine, finished.capture)
-    return CaptureOutcome(finished=finished, topics=topics, failures=failures)
+    else:
+        points = engine.recovery_points(topics, before=finished.capture)
+    return CaptureOutcome(
+        finished=finished,
+        topics=topics,
+        failures=failures,
+        points_before={topic: point.time for topic, point in points.items()},
+    )
 
 
 def _held_topics(engine: "Engine", capture: str) -> dict[str, TopicOutcome]:

@@ -9,9 +9,11 @@ import dagster as dg
 from kafka_backup_dagster.assets.specs import AssetTopics
 from kafka_backup_dagster.metadata import (
     MAX_ROWS,
+    Launchpad,
     Metadata,
     mb_per_second,
     partitions_table,
+    red_lines,
     restore_link,
     table,
     timestamp,
@@ -29,7 +31,7 @@ def materializations(
     assets: Mapping[dg.AssetKey, AssetTopics],
     outcome: CaptureOutcome,
     *,
-    location_name: str,
+    launchpad: Launchpad,
 ) -> Iterator[dg.MaterializeResult[None]]:
     """Yield a materialization for each asset whose topics are all safe, then fail if one is not.
 
@@ -46,28 +48,22 @@ def materializations(
         if any(selection.includes(topic) for topic in failed):
             continue
         mine = [found for name, found in sorted(outcome.topics.items()) if selection.includes(name)]
-        is_exact = _is_exact(topics)
+        is_exact = topics.exact is not None
         if is_exact and not mine:
             silent.append(key)
             continue
-        yield _result(context, key, mine, outcome.finished, is_exact=is_exact, location_name=location_name)
+        yield _result(context, key, mine, outcome, is_exact=is_exact, launchpad=launchpad)
     _fail_if_incomplete(outcome, silent)
-
-
-def _is_exact(topics: AssetTopics) -> bool:
-    from kafka_backup.selection import FilterKind, TopicFilter
-
-    return all(TopicFilter.parse(text).kind is FilterKind.EXACT for text in topics.filters)
 
 
 def _result(
     context: dg.AssetExecutionContext,
     key: dg.AssetKey,
     topics: Sequence[TopicOutcome],
-    finished: "CaptureFinished",
+    outcome: CaptureOutcome,
     *,
     is_exact: bool,
-    location_name: str,
+    launchpad: Launchpad,
 ) -> dg.MaterializeResult[None]:
     is_partitioned = context.has_partition_key or context.has_partition_key_range
     records_key = "dagster/partition_row_count" if is_partitioned else "dagster/row_count"
@@ -83,11 +79,16 @@ def _result(
                 asset_key=key,
                 partition_key=partition_key,
             )
-    shared = _capture_metadata(finished, topics, name=key.path[-1], location_name=location_name)
-    shared[records_key] = dg.MetadataValue.int(sum(topic.records for topic in topics))
-    details = _topic_metadata(topics[0]) if is_exact else _topics_metadata(topics)
+    records = dg.MetadataValue.int(sum(topic.records for topic in topics))
+    shown = (
+        _losses(topics)
+        | _way_back(outcome.finished, topics, name=key.path[-1], launchpad=launchpad)
+        | {records_key: records}
+        | _numbers(outcome, topics)
+        | (_topic_metadata(topics[0]) if is_exact else _topics_metadata(topics))
+    )
     return dg.MaterializeResult(
-        asset_key=key, metadata=shared | details, data_version=dg.DataVersion(_data_version(topics))
+        asset_key=key, metadata=shown, data_version=dg.DataVersion(_data_version(topics))
     )
 
 
@@ -98,30 +99,47 @@ def _data_version(topics: Sequence[TopicOutcome]) -> str:
     return sha256("".join(f"{topic.topic_id} {topic.head_sha256}\n" for topic in topics).encode()).hexdigest()
 
 
-def _capture_metadata(
-    finished: "CaptureFinished", topics: Sequence[TopicOutcome], *, name: str, location_name: str
+def _losses(topics: Sequence[TopicOutcome]) -> Metadata:
+    """What comes first, in red, if there is any."""
+    lines = _loss_lines(topics)
+    count = sum(span.end - span.start for topic in topics for _, span in topic.lost)
+    return (
+        {"kafka_backup/LOST": red_lines(f"{count:,} offsets that no reader can get any more", lines)}
+        if lines
+        else {}
+    )
+
+
+def _way_back(
+    finished: "CaptureFinished", topics: Sequence[TopicOutcome], *, name: str, launchpad: Launchpad
 ) -> Metadata:
-    """What is the same for one topic and for many: state, way back, sizes and rate."""
-    raw_bytes = sum(topic.raw_bytes for topic in topics)
-    seconds = max((topic.seconds for topic in topics), default=0.0)
+    """The link to the restore, and whether there was anything to save."""
     if finished.status == "held":
         status = f"held by capture {finished.capture}, which began after the window's end; nothing was done"
     else:
         status = "committed" if any(topic.changed for topic in topics) else "unchanged"
-    shown: Metadata = {}
-    if losses := _loss_lines(topics):
-        shown["kafka_backup/LOST"] = dg.MetadataValue.md(
-            "**Offsets that no reader can get any more:**\n\n" + "\n".join(f"* {line}" for line in losses)
-        )
-    return shown | {
+    return {
         "kafka_backup/restore": restore_link(
-            location_name=location_name,
-            capture=finished.capture,
-            name=name,
-            topics=[topic.topic for topic in topics],
+            launchpad, capture=finished.capture, name=name, topics=[topic.topic for topic in topics]
         ),
         "kafka_backup/status": dg.MetadataValue.text(status),
-        "kafka_backup/recovery_point": timestamp(finished.recovery_point),
+    }
+
+
+def _numbers(outcome: CaptureOutcome, topics: Sequence[TopicOutcome]) -> Metadata:
+    """What is the same for one topic and for many, and worth a plot."""
+    finished = outcome.finished
+    raw_bytes = sum(topic.raw_bytes for topic in topics)
+    seconds = max((topic.seconds for topic in topics), default=0.0)
+    shown: Metadata = {"kafka_backup/recovery_point": timestamp(finished.recovery_point)}
+    before = [
+        outcome.points_before[name] for topic in topics if (name := topic.topic) in outcome.points_before
+    ]
+    if before:
+        shown["kafka_backup/recovery_point_seconds"] = dg.MetadataValue.float(
+            (finished.recovery_point - min(before)) / 1000
+        )
+    return shown | {
         "kafka_backup/raw_bytes": dg.MetadataValue.int(raw_bytes),
         "kafka_backup/stored_bytes": dg.MetadataValue.int(sum(topic.stored_bytes for topic in topics)),
         "kafka_backup/mb_per_second": mb_per_second(raw_bytes, seconds),

@@ -9,7 +9,7 @@ import dagster as dg
 from pydantic import Field, ValidationError, model_validator
 
 from kafka_backup_dagster.errors import as_failure
-from kafka_backup_dagster.metadata import location_of
+from kafka_backup_dagster.metadata import RESTORE_JOB, Launchpad, location_of
 from kafka_backup_dagster.resources.capture import (
     filters_of,
     run_capture,
@@ -78,6 +78,9 @@ class KafkaBackupResource(dg.ConfigurableResource["KafkaBackupResource"]):
         default=None,
         description="Code location that has the restore job, for links; by default the one of the run.",
     )
+    restore_job_name: str = Field(
+        default=RESTORE_JOB, description="Name of the restore job that the links open."
+    )
 
     @model_validator(mode="after")
     def _has_one_source(self) -> "KafkaBackupResource":
@@ -89,19 +92,27 @@ class KafkaBackupResource(dg.ConfigurableResource["KafkaBackupResource"]):
         return self
 
     @classmethod
-    def from_yaml(cls, path: str | Path, *, location_name: str | None = None) -> "KafkaBackupResource":
+    def from_yaml(
+        cls, path: str | Path, *, location_name: str | None = None, restore_job_name: str = RESTORE_JOB
+    ) -> "KafkaBackupResource":
         """Return a resource that reads a ``kafka-backup.yaml`` when it is first used."""
-        return cls(config_path=str(Path(path).absolute()), location_name=location_name)
+        return cls(
+            config_path=str(Path(path).absolute()),
+            location_name=location_name,
+            restore_job_name=restore_job_name,
+        )
 
     @classmethod
     def from_config(
-        cls, config: "EngineConfig", *, location_name: str | None = None
+        cls,
+        config: "EngineConfig",
+        *,
+        location_name: str | None = None,
+        restore_job_name: str = RESTORE_JOB,
     ) -> "KafkaBackupResource":
         """Return a resource for an engine's configuration.
 
-        Its fields hold the secrets of `config`. Give it to Dagster as
-        ``ResourceDefinition.hardcoded_resource(...)``, as `build_definitions` does: plain fields of a
-        configurable resource can be read in the Launchpad.
+        Its fields hold the secrets of `config`: give it to Dagster `hidden`.
         """
         target = config.target
         return cls(
@@ -119,6 +130,19 @@ class KafkaBackupResource(dg.ConfigurableResource["KafkaBackupResource"]):
             segment_bytes=config.backup.segment_bytes,
             max_concurrent_partitions=config.backup.max_concurrent_partitions,
             location_name=location_name,
+            restore_job_name=restore_job_name,
+        )
+
+    def hidden(self) -> dg.ResourceDefinition:
+        """Return this resource for `Definitions`, without anything of it in Dagster's configuration.
+
+        Plain fields of a configurable resource can be read in the Launchpad and in snapshots by
+        everybody who may look at Dagster. The environment variables of `EnvVar` fields are read in
+        each run.
+        """
+        return dg.ResourceDefinition(
+            resource_fn=lambda _: self.process_config_and_initialize(),
+            description="A Kafka cluster and its repository; the values are not shown.",
         )
 
     def engine_config(self) -> "EngineConfig":
@@ -189,11 +213,13 @@ class KafkaBackupResource(dg.ConfigurableResource["KafkaBackupResource"]):
         from kafka_backup.engine import Engine
 
         assets = selected_topics(context)
-        location_name = self.location_name or location_of(context)
+        launchpad = Launchpad(
+            location_name=self.location_name or location_of(context), job_name=self.restore_job_name
+        )
         with as_failure():
             config = self.engine_config()
             include, exclude = filters_of(assets, excluded=config.backup.exclude)
             backup = config.backup.model_copy(update={"exclude": tuple(exclude)})
             with Engine.open(config.model_copy(update={"backup": backup})) as engine:
                 outcome = run_capture(engine, include, window=window_of(context), log=context.log)
-        yield from materializations(context, assets, outcome, location_name=location_name)
+        yield from materializations(context, assets, outcome, launchpad=launchpad)

@@ -8,7 +8,13 @@ from pathlib import Path
 import dagster as dg
 
 from kafka_backup import Engine, parse_config
-from kafka_backup_dagster import KafkaBackupResource, build_definitions, kafka_backup_assets
+from kafka_backup_dagster import (
+    KafkaBackupResource,
+    build_definitions,
+    build_kafka_backup_assets,
+    kafka_backup_assets,
+)
+from tests.support.engine import engine_config
 from tests.support.kafka_cluster import KafkaCluster
 from tests.support.records import NewRecord, Record
 from tests.support.topics import delete_topic, ends, new_topic, produce, read_topic
@@ -133,8 +139,11 @@ def test_backup_and_restore_through_dagster(kafka: KafkaCluster, tmp_path: Path)
     assert done.success
     assert output_metadata(done)["kafka_backup/status"].value == "verified"
     restored = materialized(done)
-    assert set(restored) == {(f"back-{first}", None), (f"back-{second}", None)}
-    assert restored[f"back-{first}", None].metadata["kafka_backup/source_topic"].value == first
+    assert {path: found.asset_key.path for path, found in restored.items()} == {
+        (first, None): ["kafka_restored", "default", first],
+        (second, None): ["kafka_restored", "default", second],
+    }
+    assert restored[first, None].metadata["kafka_backup/target_topic"].value == f"back-{first}"
     for topic in (first, second):
         assert without_offsets(read_topic(kafka.bootstrap_servers, f"back-{topic}")) == without_offsets(
             read_topic(kafka.bootstrap_servers, topic)
@@ -207,6 +216,30 @@ def test_only_the_selected_topic_is_captured(kafka: KafkaCluster, tmp_path: Path
     saved = materialized(dagster.backup())
     assert saved[wanted, None].metadata["kafka_backup/status"].value == "unchanged"
     assert saved[other, None].metadata["dagster/row_count"].value == 3
+
+
+def test_shards_are_captures_of_their_own(kafka: KafkaCluster, tmp_path: Path) -> None:
+    """Tests three topics in shards of two, all in one run, twice.
+
+    Large clusters are cut into several steps that may run in different places at the same time.
+    Could go wrong: a shard takes the topics of another, or the second one finds its window held.
+    """
+    topics = [new_topic(kafka) for _ in range(3)]
+    for topic in topics:
+        produce(kafka.bootstrap_servers, topic, records(3))
+    shards = build_kafka_backup_assets(topics=topics, max_topics=2, partitions_def=hours())
+    resources = {"kafka_backup": KafkaBackupResource.from_config(engine_config(kafka, tmp_path / "r"))}
+    instance = dg.DagsterInstance.ephemeral()
+
+    for expected in (3, 0):
+        window = last_hour()
+        done = dg.materialize(shards, resources=resources, partition_key=window, instance=instance)
+        saved = materialized(done)
+        assert {key: saved[key].metadata["dagster/partition_row_count"].value for key in saved} == {
+            (topic, window): expected for topic in topics
+        }
+        assert len({found.metadata["kafka_backup/capture"].value for found in saved.values()}) == 2
+    assert saved[topics[0], window].metadata["kafka_backup/recovery_point_seconds"].value > 0
 
 
 def test_patterns_take_what_has_no_asset_of_its_own(kafka: KafkaCluster, tmp_path: Path) -> None:

@@ -8,7 +8,10 @@ from kafka_backup_dagster import (
     KafkaBackupTranslator,
     KafkaBackupTranslatorData,
     build_kafka_backup_asset_specs,
+    build_kafka_backup_assets,
+    build_kafka_restored_specs,
     build_kafka_topic_specs,
+    hourly_windows,
     kafka_backup_assets,
 )
 
@@ -174,6 +177,103 @@ def test_windows_shorter_than_five_minutes_are_refused(cron: str, refused: bool)
             kafka_backup_assets(topics=["orders"], partitions_def=windows)
     else:
         kafka_backup_assets(topics=["orders"], partitions_def=windows)
+
+
+def test_windows_of_another_kind_come_from_the_translator() -> None:
+    """Tests a translator that chooses the partitions, once for all assets, once for one of them only.
+
+    Everything about an asset is the translator's to say; but one capture has one window.
+    Could go wrong: its choice is dropped silently, or two assets of one run disagree about the window.
+    """
+
+    class Daily(KafkaBackupTranslator):
+        def __init__(self, only: str | None) -> None:
+            self.only = only
+
+        def get_asset_spec(self, data: KafkaBackupTranslatorData) -> dg.AssetSpec:
+            spec = super().get_asset_spec(data)
+            start = "2026-01-02" if data.topic == self.only else "2026-01-01"
+            return spec.replace_attributes(partitions_def=dg.DailyPartitionsDefinition(start_date=start))
+
+    @kafka_backup_assets(topics=["a", "b"], kafka_backup_translator=Daily(None))
+    def daily(): ...
+
+    assert isinstance(daily.partitions_def, dg.DailyPartitionsDefinition)
+    with pytest.raises(dg.DagsterInvalidDefinitionError, match="share their windows"):
+        kafka_backup_assets(topics=["a", "b"], kafka_backup_translator=Daily("b"))
+
+
+def test_windows_begin_on_the_day_of_the_first_backup() -> None:
+    """Tests windows from a day on, and days that are none.
+
+    A newcomer should see the windows since the first backup, not thousands of empty ones.
+    Could go wrong: a day written in another way is read as something else.
+    """
+    first = hourly_windows("2026-11-24").get_first_partition_window()
+
+    assert first is not None
+    assert first.start.isoformat() == "2026-11-24T00:00:00+00:00"
+    for wrong in ("24.11.2026", "2026-13-01", "2026-11-24-05:00", "yesterday"):
+        with pytest.raises(dg.DagsterInvalidDefinitionError, match="is not a day"):
+            hourly_windows(wrong)
+
+
+def test_many_topics_become_several_multi_assets() -> None:
+    """Tests 250 topics and a pattern, in shards and in one multi-asset.
+
+    Dagster's own time for a run grows with the square of the assets in an op: 2 minutes for 2,000.
+    Could go wrong: a topic in no shard or in two, a shard without partitions, two ops of one name.
+    """
+    topics = [f"topic-{number}" for number in range(250)]
+    shards = build_kafka_backup_assets(topics=[*topics, "app_*"])
+
+    assert [len(list(shard.specs)) for shard in shards] == [83, 84, 84]
+    assert [key.path[-1] for shard in shards for key in shard.keys_by_output_name.values()] == [
+        *topics,
+        "matching_topics",
+    ]
+    assert {shard.node_def.name for shard in shards} == {"kafka_backup_1", "kafka_backup_2", "kafka_backup_3"}
+    assert {shard.partitions_def for shard in shards} == {shards[0].partitions_def}
+    assert all(shard.backfill_policy == dg.BackfillPolicy.single_run() for shard in shards)
+    dg.Definitions(
+        assets=shards, resources={"kafka_backup": KafkaBackupResource(config_path="absent.yaml")}
+    ).resolve_asset_graph()
+    with pytest.raises(dg.DagsterInvalidDefinitionError, match="build_kafka_backup_assets"):
+        kafka_backup_assets(topics=topics)
+
+
+def test_few_topics_stay_one_multi_asset() -> None:
+    """Tests the most that one shard holds, with and without a pattern.
+
+    One shard is one capture: one snapshot of all topics at one instant.
+    Could go wrong: an empty shard, or the op of a small cluster suddenly has a number.
+    """
+    topics = [f"topic-{number}" for number in range(100)]
+
+    (shard,) = build_kafka_backup_assets(topics=topics, name="prod")
+    assert shard.node_def.name == "prod"
+    assert len(build_kafka_backup_assets(topics=[*topics, "*"])) == 2
+    kafka_backup_assets(topics=[*topics, "*"])
+
+
+def test_restored_topics_are_below_their_backups() -> None:
+    """Tests the external assets of restores, for a translator that renames the backups.
+
+    Lineage must go on to what was restored: source topic, backup, restored topic.
+    Could go wrong: the restore hangs in the air because somebody's backups have other keys.
+    """
+
+    class Mine(KafkaBackupTranslator):
+        def get_asset_spec(self, data: KafkaBackupTranslatorData) -> dg.AssetSpec:
+            spec = super().get_asset_spec(data)
+            return spec.replace_attributes(key=["safe", data.topic or "rest"])
+
+    backups = build_kafka_backup_asset_specs(["orders", "x*"], kafka_backup_translator=Mine())
+    (restored,) = build_kafka_restored_specs(backups, cluster_name="prod", group_name="restored")
+
+    assert restored.key == dg.AssetKey(["kafka_restored", "prod", "orders"])
+    assert [dep.asset_key for dep in restored.deps] == [dg.AssetKey(["safe", "orders"])]
+    assert restored.group_name == "restored"
 
 
 def test_run_refuses_assets_that_do_not_say_their_topics() -> None:

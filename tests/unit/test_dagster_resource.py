@@ -2,7 +2,7 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import dagster as dg
@@ -19,6 +19,7 @@ from kafka_backup import (
     Engine,
     EngineConfig,
     PartitionResult,
+    RecoveryPoint,
     StopToken,
     TopicCommitted,
     TopicFailed,
@@ -30,6 +31,7 @@ from kafka_backup import (
 from kafka_backup.repository.documents import LostSpan
 from kafka_backup_dagster import KafkaBackupResource, build_definitions, kafka_backup_assets
 from kafka_backup_dagster.interrupts import run_interruptibly
+from kafka_backup_dagster.metadata import red_lines
 
 CAPTURE = "20261124T000000000Z-0a0b0c0d"
 SHA = "ab" * 32
@@ -71,7 +73,7 @@ def finished(status: str = "complete") -> CaptureFinished:
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, object]]:
     """Lets a test say what the engine's capture yields, and see what it was asked for."""
-    asked: dict[str, object] = {"events": ()}
+    asked: dict[str, object] = {"events": (), "points": {}}
 
     def backup(
         self: Engine, topics: Sequence[str], *, window: Window | None = None, stop: StopToken | None = None
@@ -82,7 +84,14 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, object]]:
                 raise event
             yield event
 
+    def recovery_points(self: Engine, topics: Collection[str], *, before: str) -> Mapping[str, RecoveryPoint]:
+        points: dict[str, int] = asked["points"]
+        return {
+            name: RecoveryPoint(capture="earlier", time=points[name]) for name in topics if name in points
+        }
+
     monkeypatch.setattr(Engine, "backup", backup)
+    monkeypatch.setattr(Engine, "recovery_points", recovery_points)
     yield asked
 
 
@@ -209,6 +218,65 @@ def test_lost_offsets_are_shown_and_fail_the_run(script: dict[str, object]) -> N
     assert "orders [0]: offsets 0 to 4 (exclusive), retention" in shown.metadata["kafka_backup/LOST"].value
     assert "lost: orders [0]: offsets 0 to 4" in failure(result)
     assert not [event for event in result.all_events if event.event_type_value == "STEP_RESTARTED"]
+
+
+def test_losses_are_red_words() -> None:
+    """Tests the text of lost spans.
+
+    Dagster drops colours from metadata; only removed lines of a diff are red.
+    Could go wrong: the words are there, in the same black as everything else.
+    """
+    text = red_lines("4 offsets", ["orders [0]: offsets 0 to 4", "orders [1]: offsets 7 to 9"]).value
+
+    assert text.startswith("**4 offsets**\n")
+    assert "```diff\n- orders [0]: offsets 0 to 4\n- orders [1]: offsets 7 to 9\n```" in text
+
+
+def test_recovery_point_is_a_number_to_plot(script: dict[str, object]) -> None:
+    """Tests the seconds between a recovery point and the one before, for one topic and for patterns.
+
+    That is what a disaster just before would have cost; people watch it over weeks.
+    Could go wrong: milliseconds, the best instead of the worst topic, a zero where nothing is known.
+    """
+    script["events"] = [committed("orders"), committed("app_1"), committed("app_2"), finished()]
+    script["points"] = {"orders": 400, "app_1": -1_000, "app_2": 900}
+    key = "kafka_backup/recovery_point_seconds"
+
+    shown = materialized(run(["orders", "app_*"]))
+    assert shown["orders"].metadata[key].value == 0.6
+    assert shown["matching_topics"].metadata[key].value == 2.0
+    script["points"] = {}
+    assert key not in materialized(run(["orders"]))["orders"].metadata
+
+
+def test_hidden_resource_reads_the_environment_in_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests a hidden resource with an EnvVar: what Dagster stores of it, and what the run sees.
+
+    Whoever may look at Dagster must not learn passwords, and not only those in EnvVar.
+    Could go wrong: fields in the configuration schema, or an EnvVar that is never read.
+    """
+    hidden = KafkaBackupResource(
+        bootstrap_servers="secret-host:1",
+        properties={"client.id": dg.EnvVar("MY_CLIENT")},
+        repository_url="file:///not/there",
+    ).hidden()
+    seen: list[str] = []
+
+    @dg.op
+    def mine(kafka_backup: KafkaBackupResource) -> None:
+        seen.append(kafka_backup.engine_config().cluster.properties["client.id"])
+
+    @dg.job(resource_defs={"kafka_backup": hidden})
+    def own_job() -> None:
+        mine()
+
+    defs = dg.Definitions(jobs=[own_job])
+    shown = dg.serialize_value(RepositorySnap.from_def(defs.get_repository_def()))
+    monkeypatch.setenv("MY_CLIENT", "from-the-environment")
+    own_job.execute_in_process(instance=dg.DagsterInstance.ephemeral())
+
+    assert "secret-host" not in shown
+    assert seen == ["from-the-environment"]
 
 
 def test_topic_without_result_fails(script: dict[str, object]) -> None:
@@ -386,6 +454,7 @@ def test_definitions_show_no_secret_and_contact_nobody(tmp_path: Path, as_file: 
         "kafka/prod/orders",
         "kafka_backup/prod/orders",
         "kafka_backup/prod/matching_topics",
+        "kafka_restored/prod/orders",
     }
     assert "hunter2" not in shown
     assert list(tmp_path.iterdir()) == [path]

@@ -8,7 +8,7 @@ import yaml
 
 from kafka_backup.repository.restore_documents import RenameRule
 from kafka_backup_dagster import KafkaBackupResource, RestoreConfig, restore_job
-from kafka_backup_dagster.metadata import restore_link
+from kafka_backup_dagster.metadata import Launchpad, restore_link
 
 
 def launch(form: dict[str, object], folder: Path, instance: dg.DagsterInstance) -> dg.ExecuteInProcessResult:
@@ -140,7 +140,10 @@ def test_restore_link_fills_in_a_form_that_the_job_accepts() -> None:
     """
     for name, topics in (("__consumer.offsets-1", ["__consumer.offsets-1"]), ("x" * 249, ["t"] * 51)):
         link = restore_link(
-            location_name="my location", capture="20261124T000000000Z-0a0b0c0d", name=name, topics=topics
+            Launchpad(location_name="my location"),
+            capture="20261124T000000000Z-0a0b0c0d",
+            name=name,
+            topics=topics,
         )
         url = urlsplit(link.value.removeprefix("[Restore to this point](").removesuffix(")"))
         form = yaml.safe_load(parse_qs(url.query)["config"][0])

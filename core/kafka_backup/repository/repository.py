@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Self
 
@@ -127,6 +127,16 @@ class Repository:
         """Return the newest capture, None if there is none."""
         ids = self._capture_ids()
         return self.capture(ids[-1]) if ids else None
+
+    def newest_captures(self, *, before: str | None = None) -> Iterator[Capture]:
+        """Yield captures from the newest back, each read when it is asked for.
+
+        Args:
+            before: a capture id; only captures with smaller ids, which began earlier.
+        """
+        for capture_id in reversed(self._capture_ids()):
+            if before is None or capture_id < before:
+                yield self.capture(capture_id)
 
     def capture(self, capture_id: str) -> Capture:
         """Return one capture.
