@@ -8,9 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from tests.support.kafka_cluster import KafkaCluster
+
+# No test is a timed test: a busy machine must not fail one.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 KINDS = ("unit", "integration", "chaos", "e2e")
 EXPLANATION = "explanation"

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from hypothesis import settings
 from hypothesis import strategies as st
 
 from kafka_backup.records.codec import Record, encode_batch
 from kafka_backup.records.compression import Codec
 from tests.support import records as plain
-
-# No test is a timed test: a busy machine must not fail one.
-settings.register_profile("untimed", deadline=None)
-settings.load_profile("untimed")
 
 INT64_MAX = 2**63 - 1
 INT64_MIN = -(2**63)
