@@ -241,7 +241,8 @@ class _Capture:
                 ),
             )
         configurations = self._admin.describe_configs(list(topics))
-        logs = {name: self._repository.commit_log(name, topic.topic_id) for name, topic in topics.items()}
+        opened = self._repository.logs_to_append([(name, topic.topic_id) for name, topic in topics.items()])
+        logs = dict(zip(topics, opened, strict=True))
         ends = self._ask_ends(topics)
         runs: dict[str, _TopicRun] = {}
         for name, topic in topics.items():
@@ -309,11 +310,7 @@ class _Capture:
                 for name, value in configuration.items()
             },
         )
-        compacts = any(
-            "compact" in (known.configuration["cleanup.policy"].value or "").split(",")
-            for known in (incarnation, *(commit.incarnation for commit in log.commits))
-            if "cleanup.policy" in known.configuration
-        )
+        compacts = incarnation.compacts or log.compacts
         result = _TopicRun(name=topic.name, incarnation=incarnation, log=log, ends={}, work=[])
         failures = []
         for partition in sorted(topic.partitions):
@@ -354,19 +351,12 @@ class _Capture:
     def _is_unchanged(self, topic: _TopicRun) -> bool:
         """Whether the last commit already says everything there is to say of the topic."""
         log = topic.log
-        if log.head is None or log.commits[-1].incarnation != topic.incarnation:
-            return False
-        for partition, ends in topic.ends.items():
-            ranges = log.ranges(partition)
-            if not ranges or any(
-                (
-                    ranges[-1].end != ends.last_stable_offset,
-                    ranges[-1].log_start_offset != ends.log_start_offset,
-                    _last_epoch(ranges) != ends.leader_epoch,
-                )
-            ):
-                return False
-        return True
+        return log.incarnation == topic.incarnation and all(
+            log.end_of(partition) == ends.last_stable_offset
+            and log.log_start_of(partition) == ends.log_start_offset
+            and _last_epoch(log, partition) == ends.leader_epoch
+            for partition, ends in topic.ends.items()
+        )
 
     def _unchanged(self, topic: _TopicRun) -> TopicUnchanged:
         head, sha256 = topic.log.head, topic.log.head_sha256
@@ -531,10 +521,10 @@ class _Capture:
 
     def _partition_range(self, topic: _TopicRun, partition: int, captured: CapturedRange) -> PartitionRange:
         ends = topic.ends[partition]
-        epochs = _new_epochs(topic.log.ranges(partition), captured.epochs)
+        known = _last_epoch(topic.log, partition)
+        epochs = _new_epochs(known, captured.epochs)
         is_last = captured.end == ends.last_stable_offset
-        known = epochs[-1].epoch if epochs else _last_epoch(topic.log.ranges(partition))
-        if is_last and ends.leader_epoch > known:
+        if is_last and ends.leader_epoch > (epochs[-1].epoch if epochs else known):
             epochs.append(LeaderEpoch(epoch=ends.leader_epoch, start_offset=captured.end))
         return PartitionRange(
             partition=partition,
@@ -631,14 +621,13 @@ class _Capture:
         )
 
 
-def _last_epoch(ranges: Sequence[PartitionRange]) -> int:
-    return max((entry.epoch for part in ranges for entry in part.leader_epochs), default=-1)
+def _last_epoch(log: CommitLog, partition: int) -> int:
+    return max((entry.epoch for entry in log.leader_epochs(partition)), default=-1)
 
 
-def _new_epochs(ranges: Sequence[PartitionRange], found: Sequence[LeaderEpoch]) -> list[LeaderEpoch]:
-    """The epochs that no earlier commit of the partition has named, ascending."""
+def _new_epochs(known: int, found: Sequence[LeaderEpoch]) -> list[LeaderEpoch]:
+    """The epochs above the newest `known` one, ascending."""
     epochs: list[LeaderEpoch] = []
-    known = _last_epoch(ranges)
     for entry in found:
         if entry.epoch > known:
             epochs.append(entry)

@@ -14,10 +14,13 @@ from kafka_backup.progress import StopToken
 from kafka_backup.records.batch import BatchHeader
 from kafka_backup.records.codec import decode_batch
 from kafka_backup.repository import layout
+from kafka_backup.repository.checkpoints import CommitReader, check_checkpoint, checkpoint_numbers
 from kafka_backup.repository.commit_log import CommitLog, commit_flaws, read_commits
 from kafka_backup.repository.documents import Capture, Commit, PartitionRange, sha256_of
+from kafka_backup.repository.log_state import LogState
 from kafka_backup.repository.repository import Repository
 from kafka_backup.repository.segments import DamagedSegmentError, SegmentReader, StoredSegment
+from kafka_backup.repository.store import ObjectNotFoundError
 from kafka_backup.selection import TopicSelection
 
 Level = Literal["structure", "data"]
@@ -36,6 +39,7 @@ Kind = Literal[
     "count",
     "ledger",
     "lost",
+    "checkpoint",
 ]
 
 
@@ -48,7 +52,8 @@ class Problem:
             ``chain`` (a commit does not follow from the one before), ``head`` (a capture names a commit
             that is not there). Of a segment: ``missing``, ``size``, ``sha256``, ``unreadable``, ``crc``,
             ``offsets``, ``count``. Of a range: ``ledger`` (its records are not as many as its segments
-            hold), ``lost`` (offsets that no capture could save).
+            hold), ``lost`` (offsets that no capture could save). Of a cache: ``checkpoint`` (it says something
+            else than the commits, and captures would believe it; one that nobody believes is no problem).
         object: the key of the object; for ``lost`` and ``ledger`` of the commit that says it.
         detail: a sentence for people.
     """
@@ -159,19 +164,23 @@ class _Log:
 
     def replay(self) -> Iterator[Problem]:
         """Read all commits, from 0 on, and hold each against the ones before it."""
-        read = dict(read_commits(self._store, self.topic, self.topic_id))
         ends: dict[int, int] = {}
-        for number in range(max(read, default=-1) + 1):
+        state: LogState | None = LogState()
+        checkpoints = set(checkpoint_numbers(self._store, self.topic, self.topic_id))
+        reader = CommitReader()
+        for number, data in read_commits(self._store, self.topic, self.topic_id):
             key = self.key(number)
-            if number not in read:
+            if data is None:
                 yield Problem(kind="missing", object=key, detail="later commits exist, this one does not")
+                state = None
                 ends.clear()
                 continue
-            self.sha256s[number] = sha256_of(read[number])
+            self.sha256s[number] = sha256_of(data)
             try:
-                commit = Commit.from_bytes(read[number], key=key)
+                commit = reader.read(data, key=key)
             except DamagedError as error:
                 yield Problem(kind="unreadable", object=key, detail=str(error))
+                state = None
                 ends.clear()
                 continue
             # Behind a gap nothing is known to compare with but the commit's own word.
@@ -188,12 +197,26 @@ class _Log:
                 yield Problem(kind=flaw.kind, object=key, detail=flaw.detail)
             ends.update((part.partition, part.end) for part in commit.partitions)
             self.commits[number] = commit
+            if state is not None:
+                state.take(commit, self.sha256s[number])
+                if number in checkpoints:
+                    yield from self._checkpoint(state)
             yield from _lost(commit, key)
             yield from _ledgers(commit, key)
 
+    def _checkpoint(self, state: LogState) -> Iterator[Problem]:
+        key = layout.checkpoint_key(self.topic, self.topic_id, state.number)
+        try:
+            data = self._store.get(key)
+        except ObjectNotFoundError:
+            return
+        if check_checkpoint(data, state, topic=self.topic, topic_id=self.topic_id) is False:
+            detail = "it says something else than the commits; delete it, it is only a cache"
+            yield Problem(kind="checkpoint", object=key, detail=detail)
+
     def segments(self) -> Iterator[tuple[_RangePlace, StoredSegment]]:
         """Every segment of every readable commit, with the range that names it."""
-        log = CommitLog(self._store, self.topic, self.topic_id, (), ())
+        log = CommitLog(self._store, self.topic, self.topic_id, LogState())
         for number, commit in self.commits.items():
             for part in commit.partitions:
                 place = _RangePlace(self.key(number), part)

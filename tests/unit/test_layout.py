@@ -36,6 +36,11 @@ def test_keys_are_those_of_the_format() -> None:
     )
     assert layout.segment_key(**segment, compression="zstd").endswith("-12.log.zst")
     assert layout.commit_key("t", ID, 0) == f"topics/t/{ID}/commits/00000000000000000000.json"
+    assert layout.checkpoint_key("t", ID, 9) == f"topics/t/{ID}/checkpoints/00000000000000000009.json"
+    assert (
+        layout.pack_key("t", ID, last=99, count=100)
+        == f"topics/t/{ID}/checkpoints/00000000000000000099-100.jsonl.zst"
+    )
     assert layout.capture_key("c-1") == "captures/c-1.json"
     assert layout.restore_plan_key("r", 1) == "restores/r/plans/00000000000000000001.json"
     assert layout.attempt_key("r", 1) == "restores/r/attempts/00000000000000000001.json"

@@ -8,9 +8,10 @@ import pytest
 
 from kafka_backup.errors import CancelledError, ConfigurationError
 from kafka_backup.progress import StopToken
+from kafka_backup.repository.checkpoints import Checkpoint
 from kafka_backup.repository.commit_log import CommitLog
 from kafka_backup.repository.documents import Commit, Ledger, LostSpan
-from kafka_backup.repository.layout import capture_key, commit_key
+from kafka_backup.repository.layout import capture_key, checkpoint_key, commit_key
 from kafka_backup.repository.repository import Repository
 from kafka_backup.repository.store import Store
 from kafka_backup.selection import TopicSelection
@@ -86,6 +87,27 @@ def _segment(topic: str, number: int) -> Callable[[Store], str]:
         return keys[number]
 
     return key
+
+
+def test_a_checkpoint_that_lies_is_found() -> None:
+    """A checkpoint that captures would believe, and that says something else than the commits, is a problem.
+
+    It matters because a capture begins where the checkpoint says.
+    A wrong end would skip records, and verify would call the repository ok.
+    """
+    store = memory_store()
+    for number in range(10):
+        capture(store, {0: [batch(number * 5, 5)]}, capture_id=f"c{number}")
+    key = checkpoint_key(TOPIC, TOPIC_ID, 9)
+    checkpoint = Checkpoint.from_bytes(store.get(key), key="")
+    assert check(store, level="structure").status == "ok"
+    state = checkpoint.to_state()
+    state.partitions[0].end = 55
+    replace_object(store, key, Checkpoint.of(state, topic=TOPIC, topic_id=TOPIC_ID).to_bytes())
+    report = check(store, level="structure")
+    assert (report.status, found(report)) == ("damaged", {("checkpoint", key)})
+    replace_object(store, key, b"garbage")
+    assert check(store, level="structure").status == "ok"
 
 
 def _flip(data: bytes) -> bytes:

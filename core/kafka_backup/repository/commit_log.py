@@ -7,6 +7,7 @@ visible. So no lock server, lease or clock is needed.
 
 from __future__ import annotations
 
+import threading
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,15 +15,26 @@ from dataclasses import dataclass, replace
 from typing import Literal, Self
 
 from kafka_backup.errors import DamagedError, WriterConflictError
+from kafka_backup.repository.checkpoints import (
+    CHECKPOINT_COMMITS,
+    PACK_COMMITS,
+    CommitReader,
+    newest_state,
+    put_checkpoint,
+    put_pack,
+    read_back,
+)
 from kafka_backup.repository.documents import (
     Commit,
     Incarnation,
+    LeaderEpoch,
     PartitionRange,
     SegmentEntry,
     Window,
     sha256_of,
 )
 from kafka_backup.repository.layout import commit_key, commits_folder, parse_commit_key, segment_key
+from kafka_backup.repository.log_state import LogState
 from kafka_backup.repository.segments import StoredSegment
 from kafka_backup.repository.store import ObjectNotFoundError, Store, put_once
 
@@ -107,90 +119,149 @@ def _live_start(part: PartitionRange, entry: SegmentEntry) -> int:
 class CommitLog:
     """The commits of one incarnation, as they were when the log was opened, and what we appended.
 
+    Opening reads the newest checkpoint and the commits after it, however many came before; these are
+    only read when somebody asks for them. Safe for many threads, except that one alone may append.
+
     Attributes:
         topic, topic_id: whose log it is.
-        commits: all of them; commit n is ``commits[n]``.
     """
 
-    def __init__(
-        self, store: Store, topic: str, topic_id: str, commits: Sequence[Commit], sha256s: Sequence[str]
-    ) -> None:
-        """Use `open`; this takes commits that were proved already, with their SHA-256s."""
+    def __init__(self, store: Store, topic: str, topic_id: str, state: LogState) -> None:
+        """Use `open`; this begins at a state that was proved already."""
         self.topic = topic
         self.topic_id = topic_id
         self._store = store
-        self._commits = list(commits)
-        self._sha256s = list(sha256s)
+        self._state = state
+        self._base = state.number
+        self._base_sha256 = state.sha256
+        self._tail: list[Commit] = []
+        self._tail_bytes: list[bytes] = []
+        self._before: list[Commit] | None = [] if state.sha256 is None else None
         self._ranges: dict[int, list[tuple[Commit, PartitionRange]]] = {}
-        for commit in commits:
-            self._index(commit)
+        self._lock = threading.Lock()
 
     @classmethod
-    def open(cls, store: Store, topic: str, topic_id: str) -> Self:
-        """Read and check the whole log; an incarnation without any commit has an empty one.
+    def open(cls, store: Store, topic: str, topic_id: str, *, known_head: int = -1) -> Self:
+        """Open a log; an incarnation without any commit has an empty one.
+
+        Args:
+            store: where it is.
+            topic: whose log it is.
+            topic_id: the incarnation.
+            known_head: a commit that is known to exist; opening is quicker with it.
 
         Raises:
             DamagedError: a commit is missing, unreadable, or breaks the chain. An unreadable newest
                 commit is damage too, never "not there": what it makes real would be lost silently.
         """
-        read = dict(read_commits(store, topic, topic_id))
-        log = cls(store, topic, topic_id, (), ())
-        for number in range(max(read, default=-1) + 1):
+        log = cls(store, topic, topic_id, newest_state(store, topic, topic_id, known_head=known_head))
+        reader = CommitReader()
+        for number, data in read_commits(store, topic, topic_id, after=log._base):
             key = commit_key(topic, topic_id, number)
-            data = read.get(number)
             if data is None:
                 raise DamagedError(
                     f"{store.url}/{key} is missing although later commits exist; put it back from a copy of "
                     "the repository"
                 )
-            commit = Commit.from_bytes(data, key=key)
-            flaws = commit_flaws(
-                commit,
-                topic=topic,
-                topic_id=topic_id,
-                number=number,
-                previous_sha256=log.head_sha256,
-                ends=log._ends(),
-            )
-            if (flaw := next(flaws, None)) is not None:
-                raise DamagedError(
-                    f"{store.url}/{key} breaks the commit log: {flaw.detail}; run verify to see everything that is "
-                    "wrong, and put the objects back from a copy of the repository"
-                )
-            log._take(commit, sha256_of(data))
+            commit = reader.read(data, key=f"{store.url}/{key}")
+            log._check(commit, number)
+            log._take(commit, data)
         return log
+
+    def _check(self, commit: Commit, number: int) -> None:
+        flaws = self._flaws(commit, number)
+        if (flaw := next(flaws, None)) is not None:
+            raise DamagedError(
+                f"{self.uri(number)} breaks the commit log: {flaw.detail}; run verify to see everything that is "
+                "wrong, and put the objects back from a copy of the repository"
+            )
+
+    def _flaws(self, commit: Commit, number: int) -> Iterator[CommitFlaw]:
+        return commit_flaws(
+            commit,
+            topic=self.topic,
+            topic_id=self.topic_id,
+            number=number,
+            previous_sha256=self.head_sha256,
+            ends=self._state.ends,
+        )
 
     @property
     def commits(self) -> tuple[Commit, ...]:
-        """All commits, commit 0 first."""
-        return tuple(self._commits)
+        """All commits: commit n is ``commits[n]``. Reads what was not read yet.
+
+        Raises:
+            DamagedError: one is missing, unreadable, or breaks the chain.
+        """
+        with self._lock:
+            if self._before is None:
+                assert self._base_sha256 is not None
+                newest_first = read_back(
+                    self._store, self.topic, self.topic_id, last=self._base, sha256=self._base_sha256
+                )
+                self._before = [read.commit for read in newest_first][::-1]
+            return (*self._before, *self._tail)
 
     @property
     def head(self) -> int | None:
         """Number of the newest commit; None in an empty log."""
-        return len(self._commits) - 1 if self._commits else None
+        return None if self._state.sha256 is None else self._state.number
 
     @property
     def head_sha256(self) -> str | None:
         """SHA-256 of the newest commit's object."""
-        return self._sha256s[-1] if self._sha256s else None
+        return self._state.sha256
+
+    @property
+    def began_at(self) -> int:
+        """When commit 0 was made, ms; 0 in an empty log."""
+        return self._state.began_at
+
+    @property
+    def incarnation(self) -> Incarnation | None:
+        """The topic as the newest commit knows it; None in an empty log."""
+        return self._state.incarnation
+
+    @property
+    def compacts(self) -> bool:
+        """Whether the topic was ever seen with a cleanup policy that holds ``compact``."""
+        return self._state.compacts
 
     def sha256_of(self, number: int) -> str:
         """SHA-256 of the object of commit `number`; an IndexError if there is none."""
-        return self._sha256s[number]
+        if not 0 <= number <= self._state.number:
+            raise IndexError(f"{self.topic} has no commit {number}")
+        if number == self._state.number:
+            assert self._state.sha256 is not None
+            return self._state.sha256
+        if number >= self._base:
+            sha256 = self._tail[number - self._base].previous_sha256
+            assert sha256 is not None
+            return sha256
+        return sha256_of(self._store.get(commit_key(self.topic, self.topic_id, number)))
 
     def uri(self, number: int) -> str:
         """Where the object of commit `number` is."""
         return f"{self._store.url}/{commit_key(self.topic, self.topic_id, number)}"
 
-    def ranges(self, partition: int) -> Sequence[PartitionRange]:
-        """What each commit covers of a partition, oldest first."""
-        return [part for _, part in self._ranges.get(partition, ())]
-
     def end_of(self, partition: int) -> int | None:
         """The offset where the next capture begins; None if the partition was never captured."""
-        ranges = self._ranges.get(partition)
-        return ranges[-1][1].end if ranges else None
+        known = self._state.partitions.get(partition)
+        return None if known is None else known.end
+
+    def log_start_of(self, partition: int) -> int | None:
+        """The broker's log start at the last commit of a partition; None if it was never captured."""
+        known = self._state.partitions.get(partition)
+        return None if known is None else known.log_start_offset
+
+    def leader_epochs(self, partition: int) -> Sequence[LeaderEpoch]:
+        """All leader epochs that the commits name for a partition, in their order."""
+        known = self._state.partitions.get(partition)
+        return () if known is None else known.leader_epochs
+
+    def ranges(self, partition: int) -> Sequence[PartitionRange]:
+        """What each commit covers of a partition, oldest first. Reads all commits."""
+        return [part for _, part in self._ranges_until(partition, None)]
 
     def segments(self, partition: int, *, until_commit: int | None = None) -> list[StoredSegment]:
         """Return the live segments of a partition in offset order, each with the offsets that count.
@@ -234,11 +305,17 @@ class CommitLog:
     def _ranges_until(
         self, partition: int, until_commit: int | None
     ) -> Sequence[tuple[Commit, PartitionRange]]:
-        return [
-            (commit, part)
-            for commit, part in self._ranges.get(partition, ())
-            if until_commit is None or commit.number <= until_commit
-        ]
+        commits = self.commits
+        with self._lock:
+            if not self._ranges:
+                for commit in commits:
+                    for part in commit.partitions:
+                        self._ranges.setdefault(part.partition, []).append((commit, part))
+            return [
+                (commit, part)
+                for commit, part in self._ranges.get(partition, ())
+                if until_commit is None or commit.number <= until_commit
+            ]
 
     def segment_key(self, commit: Commit, partition: int, entry: SegmentEntry) -> str:
         """The key of a segment that a commit names."""
@@ -289,7 +366,7 @@ class CommitLog:
                 log must not be used any more.
             ValueError: the commit does not fit the log.
         """
-        number = len(self._commits)
+        number = self._state.number + 1
         commit = Commit(
             number=number,
             previous_sha256=self.head_sha256,
@@ -300,15 +377,7 @@ class CommitLog:
             incarnation=incarnation,
             partitions=tuple(partitions),
         )
-        flaws = commit_flaws(
-            commit,
-            topic=self.topic,
-            topic_id=self.topic_id,
-            number=number,
-            previous_sha256=self.head_sha256,
-            ends=self._ends(),
-        )
-        if (flaw := next(flaws, None)) is not None:
+        if (flaw := next(self._flaws(commit, number), None)) is not None:
             raise ValueError(f"commit {number} of {self.topic} does not fit its log: {flaw.detail}")
         data = commit.to_bytes()
         try:
@@ -318,43 +387,90 @@ class CommitLog:
                 f"another writer committed {number} of {self.topic} meanwhile; nothing of this run is visible in "
                 f"it. Make sure that only one run captures {self.topic}, then run again"
             ) from error
-        self._take(commit, sha256_of(data))
+        self._take(commit, data)
+        self._store_caches(number)
         return commit
 
-    def _take(self, commit: Commit, sha256: str) -> None:
-        self._commits.append(commit)
-        self._sha256s.append(sha256)
-        self._index(commit)
+    def renew_checkpoint(self) -> None:
+        """Store a checkpoint, and packs, if opening this log had to read many commits.
 
-    def _index(self, commit: Commit) -> None:
-        for part in commit.partitions:
-            self._ranges.setdefault(part.partition, []).append((commit, part))
+        They are missing where a writer was killed between a commit and its checkpoint, or somebody
+        deleted them. Only who may append to the log should call this.
+        """
+        if len(self._tail) < 2 * CHECKPOINT_COMMITS:
+            return
+        first = self._base + 1
+        for size in PACK_COMMITS:
+            while first % size == 0 and first + size <= self._state.number + 1:
+                begin = first - self._base - 1
+                commits = self._tail_bytes[begin : begin + size]
+                put_pack(self._store, self.topic, self.topic_id, last=first + size - 1, commits=commits)
+                first += size
+        put_checkpoint(self._store, self.topic, self.topic_id, self._state)
 
-    def _ends(self) -> Mapping[int, int]:
-        return {partition: ranges[-1][1].end for partition, ranges in self._ranges.items()}
+    def _store_caches(self, number: int) -> None:
+        """After each tenth commit: what lets the next one open the log without reading all commits."""
+        size = next((size for size in PACK_COMMITS if (number + 1) % size == 0), None)
+        if size is None:
+            return
+        put_checkpoint(self._store, self.topic, self.topic_id, self._state)
+        commits = self._tail_bytes[-size:]
+        if len(commits) < size:
+            first = number - size + 1
+            assert self._base_sha256 is not None
+            newest_first = read_back(
+                self._store,
+                self.topic,
+                self.topic_id,
+                first=first,
+                last=self._base,
+                sha256=self._base_sha256,
+            )
+            commits = [*[read.data for read in newest_first][::-1], *commits]
+        put_pack(self._store, self.topic, self.topic_id, last=number, commits=commits)
+
+    def _take(self, commit: Commit, data: bytes) -> None:
+        with self._lock:
+            self._state.take(commit, sha256_of(data))
+            self._tail.append(commit)
+            self._tail_bytes.append(data)
+            self._ranges.clear()
 
 
-def read_commits(store: Store, topic: str, topic_id: str) -> Iterator[tuple[int, bytes]]:
+def read_commits(
+    store: Store, topic: str, topic_id: str, *, after: int = -1
+) -> Iterator[tuple[int, bytes | None]]:
     """Yield number and bytes of every commit object of an incarnation, unchecked, in order.
 
-    A listing may be stale, so after the last listed number each next one is asked for by name.
+    A missing one below the last is None. A listing may be stale, so each number is asked for by name,
+    and the next one after the last that was listed, until one is not there.
+
+    Args:
+        store: where they are.
+        topic: whose they are.
+        topic_id: the incarnation.
+        after: begin with the next number.
     """
+    start_after = commit_key(topic, topic_id, after) if after >= 0 else ""
     listed = [
         number
-        for info in store.list(commits_folder(topic, topic_id))
+        for info in store.list(commits_folder(topic, topic_id), start_after)
         if (number := parse_commit_key(info.key, topic=topic, topic_id=topic_id)) is not None
     ]
+    numbers = range(after + 1, max(listed, default=after) + 1)
 
-    def read(number: int) -> bytes:
-        return store.get(commit_key(topic, topic_id, number))
-
-    with ThreadPoolExecutor(max_workers=_READERS, thread_name_prefix="commits") as pool:
-        yield from zip(listed, pool.map(read, listed), strict=True)
-    number = listed[-1] + 1 if listed else 0
-    while True:
+    def read(number: int) -> bytes | None:
         try:
-            data = read(number)
+            return store.get(commit_key(topic, topic_id, number))
         except ObjectNotFoundError:
-            return
+            return None
+
+    if len(numbers) <= CHECKPOINT_COMMITS:
+        yield from zip(numbers, map(read, numbers), strict=True)
+    else:
+        with ThreadPoolExecutor(max_workers=_READERS, thread_name_prefix="commits") as pool:
+            yield from zip(numbers, pool.map(read, numbers), strict=True)
+    number = numbers.stop
+    while (data := read(number)) is not None:
         yield number, data
         number += 1

@@ -136,6 +136,12 @@ class Incarnation(Part):
     replication_factor: Annotated[int, Field(ge=1)]
     configuration: dict[str, ConfigurationValue]
 
+    @property
+    def compacts(self) -> bool:
+        """Whether the topic's cleanup policy holds ``compact``."""
+        policy = self.configuration.get("cleanup.policy")
+        return policy is not None and "compact" in (policy.value or "").split(",")
+
 
 class Ledger(Part):
     """The account of every offset in a range, each term counted from its own evidence."""

@@ -19,6 +19,8 @@ CAPTURES = "captures/"
 RESTORES = "restores/"
 
 _COMMIT = re.compile(r"([0-9]{20})\.json")
+_CHECKPOINT = re.compile(r"([0-9]{20})\.json")
+_PACK = re.compile(r"([0-9]{20})-([1-9][0-9]{0,8})\.jsonl\.zst")
 _SEGMENT = re.compile(r"(0|[1-9][0-9]{0,9})/([0-9]{20})-([a-zA-Z0-9._-]+)-(0|[1-9][0-9]*)\.log(\.zst)?")
 
 _identifier = TypeAdapter[str](Identifier).validate_python
@@ -85,6 +87,35 @@ def parse_commit_key(key: str, *, topic: str, topic_id: str) -> int | None:
     folder = commits_folder(topic, topic_id)
     match = _COMMIT.fullmatch(key[len(folder) :]) if key.startswith(folder) else None
     return int(match[1]) if match else None
+
+
+def checkpoints_folder(topic: str, topic_id: str) -> str:
+    """Folder of what can be made anew from the commits at any time: checkpoints and packs."""
+    return f"{incarnation_folder(topic, topic_id)}checkpoints/"
+
+
+def checkpoint_key(topic: str, topic_id: str, number: int) -> str:
+    """Key of the checkpoint after commit `number`."""
+    return f"{checkpoints_folder(topic, topic_id)}{_digits(number)}.json"
+
+
+def parse_checkpoint_key(key: str, *, topic: str, topic_id: str) -> int | None:
+    """Return the commit's number in a listed checkpoint's key, None if the key is no checkpoint's."""
+    folder = checkpoints_folder(topic, topic_id)
+    match = _CHECKPOINT.fullmatch(key[len(folder) :]) if key.startswith(folder) else None
+    return int(match[1]) if match else None
+
+
+def pack_key(topic: str, topic_id: str, *, last: int, count: int) -> str:
+    """Key of the pack of the `count` commits up to number `last`."""
+    return f"{checkpoints_folder(topic, topic_id)}{_digits(last)}-{_natural(count)}.jsonl.zst"
+
+
+def parse_pack_key(key: str, *, topic: str, topic_id: str) -> tuple[int, int] | None:
+    """Return last number and count in a listed pack's key, None if the key is no pack's."""
+    folder = checkpoints_folder(topic, topic_id)
+    match = _PACK.fullmatch(key[len(folder) :]) if key.startswith(folder) else None
+    return (int(match[1]), int(match[2])) if match else None
 
 
 def capture_key(capture_id: str) -> str:

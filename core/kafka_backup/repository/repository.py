@@ -89,8 +89,9 @@ class Repository:
         Raises:
             DamagedError: the log is damaged, or lacks a commit that one of the newest captures names.
         """
-        log = CommitLog.open(self.store, topic, topic_id)
         witness = self._witnessed_heads().get((topic, topic_id))
+        known_head = -1 if witness is None else witness[0]
+        log = CommitLog.open(self.store, topic, topic_id, known_head=known_head)
         if witness is not None:
             head, sha256, capture_id = witness
             if log.head is None or log.head < head or log.sha256_of(head) != sha256:
@@ -99,6 +100,21 @@ class Repository:
                     f"{log.uri(head)} is missing or another one; put it back from a copy of the repository"
                 )
         return log
+
+    def logs_to_append(self, incarnations: Sequence[tuple[str, str]]) -> Sequence[CommitLog]:
+        """Open the commit logs of some topics and topic ids, in this order, as their writer.
+
+        Raises:
+            DamagedError: as `commit_log`.
+        """
+
+        def open_one(incarnation: tuple[str, str]) -> CommitLog:
+            log = self.commit_log(*incarnation)
+            log.renew_checkpoint()
+            return log
+
+        with ThreadPoolExecutor(max_workers=_READERS, thread_name_prefix="logs") as pool:
+            return list(pool.map(open_one, incarnations))
 
     def commit_logs(self, topic: str) -> Sequence[CommitLog]:
         """Open the commit logs of all incarnations of a topic, in the order of their first commits.
@@ -113,7 +129,7 @@ class Repository:
         if not ids:
             raise ConfigurationError(f"the repository at {self.store.url} holds no topic {topic!r}")
         logs = [self.commit_log(topic, topic_id) for topic_id in ids]
-        return sorted(logs, key=lambda log: log.commits[0].committed_at if log.commits else 2**63)
+        return sorted(logs, key=lambda log: 2**63 if log.head is None else log.began_at)
 
     def captures(self) -> Sequence[Capture]:
         """Return all captures, by the time when they began.
