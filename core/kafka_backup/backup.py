@@ -25,7 +25,8 @@ from kafka_backup.errors import (
     KafkaBackupError,
     WriterConflictError,
 )
-from kafka_backup.kafka.cluster import EARLIEST, LATEST, Cluster, OffsetAnswer, TopicMetadata
+from kafka_backup.kafka.cluster import EARLIEST, LATEST, Cluster, OffsetAnswer
+from kafka_backup.kafka.metadata import TopicMetadata
 from kafka_backup.kafka.topics import ConfigValue, TopicAdmin
 from kafka_backup.partition_capture import CapturedRange, PartitionCapture, PartitionWork
 from kafka_backup.progress import (
@@ -83,7 +84,7 @@ def run(
         )
     stop = StopToken(stop)
     cluster = cluster.stoppable(stop.check)
-    metadata = cluster.metadata(None)
+    metadata = cluster.survey(None)
     topics = selection.select(
         metadata.topics,
         internal=[name for name, topic in metadata.topics.items() if topic.is_internal],

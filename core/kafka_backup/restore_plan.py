@@ -8,7 +8,8 @@ import time
 from collections.abc import Mapping, Sequence
 
 from kafka_backup.errors import BrokerError, ConfigurationError, RefusedError
-from kafka_backup.kafka.cluster import EARLIEST, LATEST, Cluster, ClusterMetadata, OffsetAnswer
+from kafka_backup.kafka.cluster import EARLIEST, LATEST, Cluster, OffsetAnswer
+from kafka_backup.kafka.metadata import ClusterMetadata
 from kafka_backup.kafka.topics import TopicAdmin, validate_topic
 from kafka_backup.repository.commit_log import CommitLog
 from kafka_backup.repository.documents import Commit

@@ -20,12 +20,22 @@ from tests.support.records import Record, renumbered
 from tests.support.topics import read_topic
 
 
-def engine_config(kafka: KafkaCluster, repository: Path | str, **backup: object) -> EngineConfig:
+def engine_config(
+    kafka: KafkaCluster,
+    repository: Path | str,
+    *,
+    cluster: Mapping[str, object] | None = None,
+    **backup: object,
+) -> EngineConfig:
     """A configuration for this broker; `repository` is a folder, or a URL."""
     url = f"file://{repository}" if isinstance(repository, Path) else repository
     return parse_config(
         {
-            "cluster": {"bootstrap_servers": kafka.bootstrap_servers, "retry_seconds": 30},
+            "cluster": {
+                "bootstrap_servers": kafka.bootstrap_servers,
+                "retry_seconds": 30,
+                **(cluster or {}),
+            },
             "repository": {"url": url},
             "backup": backup,
         },
@@ -33,9 +43,15 @@ def engine_config(kafka: KafkaCluster, repository: Path | str, **backup: object)
     )
 
 
-def open_engine(kafka: KafkaCluster, repository: Path | str, **backup: object) -> Engine:
+def open_engine(
+    kafka: KafkaCluster,
+    repository: Path | str,
+    *,
+    cluster: Mapping[str, object] | None = None,
+    **backup: object,
+) -> Engine:
     """An engine for this broker."""
-    return Engine.open(engine_config(kafka, repository, **backup))
+    return Engine.open(engine_config(kafka, repository, cluster=cluster, **backup))
 
 
 def capture(engine: Engine, *topics: str, window: Window | None = None) -> Sequence[BackupEvent]:

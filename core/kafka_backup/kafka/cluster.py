@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import base64
 import copy
 import datetime
+import queue
 import random
 import threading
 import time
-import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from kio.schema.errors import ErrorCode
@@ -32,14 +31,22 @@ from kio.schema.offset_for_leader_epoch.v4.response import OffsetForLeaderEpochR
 
 from kafka_backup.errors import AuthorizationError, BrokerError, KafkaBackupError, UnreachableError
 from kafka_backup.kafka.connection import Connection
+from kafka_backup.kafka.metadata import ClusterMetadata, TopicMetadata, agreed, newest, read_metadata
 from kafka_backup.kafka.settings import Address, ConnectionSettings
 
 EARLIEST = -2
 LATEST = -1
 _AUTHORIZATION = frozenset({29, 30, 31, 53, 58, 65})
 _ISOLATION = {"read_uncommitted": 0, "read_committed": 1}
+_SILENCE_SECONDS = 2.0
+"""How long a survey waits for the rest once most brokers have answered: one of them may be frozen."""
+_UNANIMITY_SECONDS = 2.0
+"""How long brokers may differ on which topics there are before the majority decides: news travel in ms."""
+_AGREEMENT_SECONDS = 10.0
+"""How long a majority is waited for."""
 Partition = tuple[str, int]
 Answer = TypeVar("Answer")
+Found = TypeVar("Found")
 
 
 def broker_error(code: int, what: str) -> KafkaBackupError:
@@ -54,46 +61,26 @@ def broker_error(code: int, what: str) -> KafkaBackupError:
     return BrokerError(f"{what}: {name}", code=code, name=name, retriable=retriable)
 
 
-def topic_id_text(topic_id: uuid.UUID | None) -> str:
-    """Return a topic id as Kafka prints it: 22 characters of URL-safe base64 (Kafka's Uuid)."""
-    raw = bytes(16) if topic_id is None else topic_id.bytes
-    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PartitionMetadata:
-    """One partition; `leader` is -1 while there is none."""
-
-    leader: int
-    leader_epoch: int
-    replicas: Sequence[int]
-    isr: Sequence[int]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TopicMetadata:
-    """One topic as the brokers describe it."""
-
-    name: str
-    topic_id: str
-    is_internal: bool
-    partitions: Mapping[int, PartitionMetadata]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClusterMetadata:
-    """One answer to a metadata question: the cluster, its live brokers, the topics asked for."""
-
-    cluster_id: str
-    brokers: Mapping[int, Address]
-    topics: Mapping[str, TopicMetadata]
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OffsetAnswer:
-    """An offset and the leader epoch that the leader names with it (-1: none)."""
+    """An offset, and the epoch of the leader that named it."""
 
     offset: int
+    leader_epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpochEnd:
+    """Where a leader epoch ends in a leader's log (KIP-101, OffsetForLeaderEpoch).
+
+    Attributes:
+        epoch: the largest epoch in the log that is not above the one asked for; -1: there is none.
+        end_offset: first offset of the next epoch, or the log's end; -1: unknown.
+        leader_epoch: of the leader that answered.
+    """
+
+    epoch: int
+    end_offset: int
     leader_epoch: int
 
 
@@ -115,7 +102,7 @@ class Cluster:
         self._lock = threading.Lock()
         self._idle: dict[Address, list[Connection]] = defaultdict(list)
         self._brokers: dict[int, Address] = {}
-        self._leaders: dict[tuple[str, str, int], PartitionMetadata] = {}
+        self._topics: dict[str, TopicMetadata] = {}
         self._check_stop: Callable[[], None] | None = None
 
     def stoppable(self, check_stop: Callable[[], None]) -> Cluster:
@@ -194,70 +181,154 @@ class Cluster:
         return self._retry(what, self.retry_seconds, lambda: self._ask_any(payload, response_type))
 
     def metadata(self, topics: Sequence[str] | None) -> ClusterMetadata:
-        """Describe the cluster and some topics (None: all). Never creates a topic.
+        """Ask one broker for the cluster and some topics (None: all). Never creates a topic.
 
-        A topic that does not exist is left out. Of a partition's leader, the answer with the highest leader
-        epoch ever seen counts: a broker that was cut off goes on naming itself.
+        A topic that does not exist is left out. What must not be an old truth is asked by `survey`.
 
         Raises:
             UnreachableError: no broker answers in time.
             AuthorizationError: a topic may not be described.
         """
-        wanted = None if topics is None else tuple(map(_topic_question, topics))
-        request = MetadataRequest(
-            topics=wanted, allow_auto_topic_creation=False, include_topic_authorized_operations=False
-        )
+        request = _metadata_request(topics)
 
         def ask() -> ClusterMetadata:
-            return self._read_metadata(self._ask_any(request, MetadataResponse))
+            found = read_metadata(self._ask_any(request, MetadataResponse))
+            for name, code in found.errors.items():
+                raise _described(name, code)
+            return self._learn(found, certain=False)
 
         return self._retry("asking for metadata", self.retry_seconds, ask)
 
-    def _read_metadata(self, answer: MetadataResponse) -> ClusterMetadata:
-        brokers = {int(b.node_id): Address(b.host, int(b.port)) for b in answer.brokers}
-        described = {}
-        for topic in answer.topics:
-            name = str(topic.name)
-            if topic.error_code in (ErrorCode.unknown_topic_or_partition, ErrorCode.unknown_topic_id):
-                continue
-            if topic.error_code:
-                raise broker_error(topic.error_code, f"describing topic {name}")
-            topic_id = topic_id_text(topic.topic_id)
-            partitions = {}
-            for p in topic.partitions:
-                number = int(p.partition_index)
-                found = PartitionMetadata(
-                    leader=int(p.leader_id),
-                    leader_epoch=int(p.leader_epoch),
-                    replicas=tuple(map(int, p.replica_nodes)),
-                    isr=tuple(map(int, p.isr_nodes)),
-                )
-                partitions[number] = self._newest((name, topic_id, number), found)
-            described[name] = TopicMetadata(
-                name=name, topic_id=topic_id, is_internal=topic.is_internal, partitions=partitions
+    def survey(self, topics: Sequence[str] | None, *, deadline: float | None = None) -> ClusterMetadata:
+        """Ask every broker for the cluster and some topics (None: all), and join what they say.
+
+        A broker that was cut off, or is just back, names itself leader, with an end that is too low. So
+        leaders come from the highest leader epoch that any broker reports, topics and their ids from
+        most of them, and a minority that answers alone is not believed at all. Whoever then asks the
+        leaders under these epochs sees all that was acknowledged before the survey began.
+
+        Args:
+            topics: names; one that does not exist is left out, one that may not be described is in `errors`.
+            deadline: seconds until it counts as unanswered; by default `retry_seconds`.
+
+        Raises:
+            UnreachableError: not more than half of the brokers answered in time.
+        """
+        request = _metadata_request(topics)
+        seconds = self.retry_seconds if deadline is None else deadline
+        began = time.monotonic()
+        attempt = 0
+        while True:
+            answers = self._retry("asking all brokers for metadata", seconds, lambda: self._ask_most(request))
+            found, unanimous = agreed(answers)
+            age = time.monotonic() - began
+            if unanimous or age > (_AGREEMENT_SECONDS if found.disputed else _UNANIMITY_SECONDS):
+                break
+            self._wait(_pause(attempt))
+            attempt += 1
+        return self._learn(found, certain=True)
+
+    def _ask_most(self, request: MetadataRequest) -> Sequence[ClusterMetadata]:
+        """Ask each broker once; the answers of more than half of all that any of them knows."""
+        with self._lock:
+            unasked = dict(self._brokers)
+        if not unasked:
+            unasked = dict(read_metadata(self._ask_any(_metadata_request(()), MetadataResponse)).brokers)
+        answers: list[ClusterMetadata] = []
+        problems: dict[int, str] = {}
+        listed: dict[int, Address] = {}
+        asked: set[int] = set()
+        while unasked:
+            asked |= set(unasked)
+            for number, answer in self._ask_each(unasked, request).items():
+                if isinstance(answer, UnreachableError):
+                    problems[number] = str(answer)
+                else:
+                    answers.append(read_metadata(answer))
+                    listed |= answers[-1].brokers
+            unasked = {number: address for number, address in listed.items() if number not in asked}
+        if 2 * len(answers) <= len(listed) or not answers:
+            with self._lock:
+                self._brokers.clear()  # so that the next try begins at the bootstrap servers
+            raise UnreachableError(
+                f"{len(answers)} of {len(listed) or len(asked)} brokers answered, and a few alone may be cut off and "
+                f"out of date ({'; '.join(problems.values())}); this machine must reach every broker at the "
+                "address that it advertises"
             )
+        return answers
+
+    def _ask_each(
+        self, brokers: Mapping[int, Address], request: MetadataRequest
+    ) -> Mapping[int, MetadataResponse | UnreachableError]:
+        """Ask brokers at the same time; one that stays silent while most have answered is left behind."""
+        results: queue.SimpleQueue[tuple[int, MetadataResponse | BaseException]] = queue.SimpleQueue()
+
+        def ask(number: int, address: Address) -> None:
+            try:
+                with self._leased(address) as connection:
+                    results.put((number, self._request(connection, request, MetadataResponse)))
+            except BaseException as error:  # noqa: BLE001 - raised by the thread that waits
+                results.put((number, error))
+
+        for number, address in brokers.items():
+            threading.Thread(target=ask, args=(number, address), name="survey", daemon=True).start()
+        answers: dict[int, MetadataResponse | UnreachableError] = {}
+        patience: float | None = None
+        while len(answers) < len(brokers):
+            if self._check_stop is not None:
+                self._check_stop()
+            try:
+                number, answer = results.get(timeout=0.1)
+            except queue.Empty:
+                if patience is not None and time.monotonic() > patience:
+                    break
+                continue
+            if isinstance(answer, BaseException) and not isinstance(answer, UnreachableError):
+                raise answer
+            answers[number] = answer
+            good = sum(not isinstance(each, UnreachableError) for each in answers.values())
+            if patience is None and 2 * good > len(brokers):
+                patience = time.monotonic() + _SILENCE_SECONDS
+        for number, address in brokers.items():
+            silent = UnreachableError(f"broker {address} did not answer within {_SILENCE_SECONDS:g} s")
+            answers.setdefault(number, silent)
+        return answers
+
+    def _learn(self, found: ClusterMetadata, *, certain: bool) -> ClusterMetadata:
+        """Remember what was found; returns it with what was known already, where that is newer."""
         with self._lock:
             self._brokers.clear()
-            self._brokers.update(brokers)
-        return ClusterMetadata(cluster_id=str(answer.cluster_id), brokers=brokers, topics=described)
+            self._brokers.update(found.brokers)
+            topics = {name: newest(self._topics.get(name), topic) for name, topic in found.topics.items()}
+            for name, topic in topics.items():
+                known = self._topics.get(name)
+                if certain or known is None or known.topic_id == topic.topic_id:
+                    self._topics[name] = topic
+        return replace(found, topics=topics)
 
-    def _newest(self, key: tuple[str, str, int], found: PartitionMetadata) -> PartitionMetadata:
-        with self._lock:
-            known = self._leaders.get(key)
-            if known is None or found.leader_epoch >= known.leader_epoch:
-                self._leaders[key] = known = found
-            return known
+    def leader(self, topic: str, topic_id: str, partition: int, *, fresh: bool = True) -> tuple[Address, int]:
+        """Return the address of a partition's leader and its epoch.
 
-    def leader(self, topic: str, topic_id: str, partition: int) -> tuple[Address, int]:
-        """Return the address of a partition's leader and its epoch, freshly asked.
+        Args:
+            topic: its name.
+            topic_id: the incarnation that is meant.
+            partition: its number.
+            fresh: ask; else what is known already will do. A leader that is asked under an old epoch
+                refuses.
 
         Raises:
             BrokerError: the topic is gone or re-created (UNKNOWN_TOPIC_ID), the partition has no leader
                 (LEADER_NOT_AVAILABLE, retriable).
         """
-        metadata = self.metadata([topic])
-        found = metadata.topics.get(topic)
-        if found is None:  # it may be too new for this broker; who asks has a time limit
+        with self._lock:
+            found = self._topics.get(topic)
+            brokers: Mapping[int, Address] = dict(self._brokers)
+        if fresh or found is None or found.topic_id != topic_id:
+            metadata = self.survey([topic])
+            if (code := metadata.errors.get(topic)) is not None:
+                raise _described(topic, code)
+            found, brokers = metadata.topics.get(topic), metadata.brokers
+        if found is None:  # it may be too new for these brokers; who asks has a time limit
             raise broker_error(ErrorCode.unknown_topic_or_partition, f"topic {topic} ({topic_id})")
         if found.topic_id != topic_id:
             raise BrokerError(
@@ -267,7 +338,7 @@ class Cluster:
                 retriable=False,
             )
         part = found.partitions.get(partition)
-        address = metadata.brokers.get(part.leader) if part is not None else None
+        address = brokers.get(part.leader) if part is not None else None
         if part is None or address is None:
             raise broker_error(ErrorCode.leader_not_available, f"{topic} [{partition}]")
         return address, part.leader_epoch
@@ -304,13 +375,17 @@ class Cluster:
                 ),
             )
 
-        def read(answer: ListOffsetsResponse) -> dict[Partition, OffsetAnswer | int]:
-            return {
-                (str(topic.name), int(part.partition_index)): int(part.error_code)
-                or OffsetAnswer(offset=int(part.offset), leader_epoch=int(part.leader_epoch))
-                for topic in answer.topics
-                for part in topic.partitions
-            }
+        def read(
+            answer: ListOffsetsResponse, epochs: Mapping[Partition, int]
+        ) -> Iterator[tuple[Partition, OffsetAnswer | int]]:
+            for topic in answer.topics:
+                for part in topic.partitions:
+                    key = str(topic.name), int(part.partition_index)
+                    yield (
+                        key,
+                        int(part.error_code)
+                        or OffsetAnswer(offset=int(part.offset), leader_epoch=epochs[key]),
+                    )
 
         return self._ask_leaders(list(positions), payload, ListOffsetsResponse, read, deadline)
 
@@ -318,15 +393,34 @@ class Cluster:
         self, partitions: Sequence[Partition], *, deadline: float | None = None
     ) -> Mapping[Partition, OffsetAnswer | KafkaBackupError]:
         """Ask each leader for its own log end, replicated or not (OffsetForLeaderEpoch of its epoch)."""
+        ends = self.epoch_ends(dict.fromkeys(partitions), deadline=deadline)
+        return {
+            key: OffsetAnswer(offset=end.end_offset, leader_epoch=end.leader_epoch)
+            if isinstance(end, EpochEnd)
+            else end
+            for key, end in ends.items()
+        }
+
+    def epoch_ends(
+        self, wanted: Mapping[Partition, int | None], *, deadline: float | None = None
+    ) -> Mapping[Partition, EpochEnd | KafkaBackupError]:
+        """Ask each leader where an epoch ends in its log: one request per broker.
+
+        Args:
+            wanted: the epoch of each (topic, partition); None is the leader's own, which ends at its log end.
+            deadline: seconds; partitions that have no answer by then carry their last error.
+        """
 
         def payload(
             group: Sequence[Partition], epochs: Mapping[Partition, int]
         ) -> OffsetForLeaderEpochRequest:
             def one(topic: str, number: int) -> OffsetForLeaderPartition:
+                current = epochs[topic, number]
+                asked = wanted[topic, number]
                 return OffsetForLeaderPartition(
                     partition=number,  # type: ignore[arg-type]
-                    current_leader_epoch=epochs[topic, number],  # type: ignore[arg-type]
-                    leader_epoch=epochs[topic, number],  # type: ignore[arg-type]
+                    current_leader_epoch=current,  # type: ignore[arg-type]
+                    leader_epoch=current if asked is None else asked,  # type: ignore[arg-type]
                 )
 
             return OffsetForLeaderEpochRequest(
@@ -337,45 +431,57 @@ class Cluster:
                 ),
             )
 
-        def read(answer: OffsetForLeaderEpochResponse) -> dict[Partition, OffsetAnswer | int]:
-            return {
-                (str(topic.topic), int(part.partition)): int(part.error_code)
-                or OffsetAnswer(offset=int(part.end_offset), leader_epoch=int(part.leader_epoch))
-                for topic in answer.topics
-                for part in topic.partitions
-            }
+        def read(
+            answer: OffsetForLeaderEpochResponse, epochs: Mapping[Partition, int]
+        ) -> Iterator[tuple[Partition, EpochEnd | int]]:
+            for topic in answer.topics:
+                for part in topic.partitions:
+                    key = str(topic.topic), int(part.partition)
+                    yield (
+                        key,
+                        int(part.error_code)
+                        or EpochEnd(
+                            epoch=int(part.leader_epoch),
+                            end_offset=int(part.end_offset),
+                            leader_epoch=epochs[key],
+                        ),
+                    )
 
-        return self._ask_leaders(list(partitions), payload, OffsetForLeaderEpochResponse, read, deadline)
+        return self._ask_leaders(list(wanted), payload, OffsetForLeaderEpochResponse, read, deadline)
 
     def _ask_leaders(
         self,
         partitions: Sequence[Partition],
         payload: Callable[[Sequence[Partition], Mapping[Partition, int]], Any],
         response_type: type[Answer],
-        read: Callable[[Answer], Mapping[Partition, OffsetAnswer | int]],
+        read: Callable[[Answer, Mapping[Partition, int]], Iterable[tuple[Partition, Found | int]]],
         deadline: float | None,
-    ) -> Mapping[Partition, OffsetAnswer | KafkaBackupError]:
-        """Ask the leaders, all brokers at once; ask again where leaders moved, until the deadline."""
+    ) -> Mapping[Partition, Found | KafkaBackupError]:
+        """Ask the leaders, all brokers at once; ask again where leaders moved, until the deadline.
+
+        The first question goes to the leaders that are known, under their epochs: one that is none any
+        more refuses, and only then the brokers are asked who is.
+        """
         end = time.monotonic() + (self.retry_seconds if deadline is None else deadline)
-        answers: dict[Partition, OffsetAnswer | KafkaBackupError] = {}
+        answers: dict[Partition, Found | KafkaBackupError] = {}
         waiting = list(partitions)
         attempt = 0
         while waiting:
-            groups, epochs = self._by_leader(waiting, answers)
+            groups, epochs = self._by_leader(waiting, answers, fresh=attempt > 0, deadline=end)
 
             def ask(
                 pair: tuple[Address, Sequence[Partition]], epochs: Mapping[Partition, int] = epochs
-            ) -> Mapping[Partition, OffsetAnswer | int | KafkaBackupError]:
+            ) -> Iterable[tuple[Partition, Found | int | KafkaBackupError]]:
                 address, group = pair
                 try:
                     with self._leased(address) as connection:
-                        return read(self._request(connection, payload(group, epochs), response_type))
+                        return read(self._request(connection, payload(group, epochs), response_type), epochs)
                 except UnreachableError as error:
-                    return dict.fromkeys(group, error)
+                    return [(key, error) for key in group]
 
             with ThreadPoolExecutor(max_workers=max(1, len(groups))) as pool:
                 for found in pool.map(ask, groups.items()):
-                    for (topic, number), answer in found.items():
+                    for (topic, number), answer in found:
                         answers[topic, number] = (
                             broker_error(answer, f"{topic} [{number}]") if isinstance(answer, int) else answer
                         )
@@ -389,22 +495,41 @@ class Cluster:
         return {key: answers.get(key, missing) for key in partitions}
 
     def _by_leader(
-        self, partitions: Sequence[Partition], answers: dict[Partition, OffsetAnswer | KafkaBackupError]
+        self,
+        partitions: Sequence[Partition],
+        answers: dict[Partition, Found | KafkaBackupError],
+        *,
+        fresh: bool,
+        deadline: float,
     ) -> tuple[dict[Address, list[Partition]], dict[Partition, int]]:
-        metadata = self.metadata(sorted({topic for topic, _ in partitions}))
+        """Group partitions by the leaders' addresses; those without one get their error in `answers`."""
+        names = sorted({topic for topic, _ in partitions})
         groups: dict[Address, list[Partition]] = defaultdict(list)
         epochs: dict[Partition, int] = {}
+        with self._lock:
+            topics = {name: self._topics[name] for name in names if name in self._topics}
+            brokers: Mapping[int, Address] = dict(self._brokers)
+        errors: Mapping[str, int] = {}
+        if fresh or len(topics) < len(names):
+            try:
+                found = self.survey(names, deadline=max(0.0, deadline - time.monotonic()))
+            except UnreachableError as error:
+                answers |= dict.fromkeys(partitions, error)
+                return groups, epochs
+            topics, brokers, errors = dict(found.topics), found.brokers, found.errors
         for topic, number in partitions:
-            described = metadata.topics.get(topic)
+            described = topics.get(topic)
             part = described.partitions.get(number) if described is not None else None
-            if part is None:
+            if topic in errors:
+                answers[topic, number] = _described(topic, errors[topic])
+            elif part is None:
                 answers[topic, number] = broker_error(
                     ErrorCode.unknown_topic_or_partition, f"{topic} [{number}]"
                 )
-            elif part.leader not in metadata.brokers:
+            elif part.leader not in brokers:
                 answers[topic, number] = broker_error(ErrorCode.leader_not_available, f"{topic} [{number}]")
             else:
-                groups[metadata.brokers[part.leader]].append((topic, number))
+                groups[brokers[part.leader]].append((topic, number))
                 epochs[topic, number] = part.leader_epoch
         return groups, epochs
 
@@ -424,11 +549,23 @@ class Cluster:
         return self._retry("asking for a producer id", self.retry_seconds, ask)
 
 
+def _metadata_request(topics: Sequence[str] | None) -> MetadataRequest:
+    return MetadataRequest(
+        topics=None if topics is None else tuple(map(_topic_question, topics)),
+        allow_auto_topic_creation=False,
+        include_topic_authorized_operations=False,
+    )
+
+
+def _described(topic: str, code: int) -> KafkaBackupError:
+    return broker_error(code, f"describing topic {topic}")
+
+
 def _topic_question(name: str) -> MetadataRequestTopic:
     return MetadataRequestTopic(topic_id=None, name=name)  # type: ignore[arg-type]
 
 
-def _may_succeed_later(answer: OffsetAnswer | KafkaBackupError | None) -> bool:
+def _may_succeed_later(answer: object) -> bool:
     return answer is None or (isinstance(answer, KafkaBackupError) and answer.retriable)
 
 

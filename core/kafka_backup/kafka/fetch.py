@@ -235,6 +235,7 @@ class PartitionFetcher:
         self._max_bytes = max_bytes
         self._connection: Connection | None = None
         self._leader_epoch = -1
+        self._failed = False
         self._buffers = [bytearray(), bytearray()]
         self._throttle_seconds = 0.0
         self._nearby: int | None = None
@@ -271,6 +272,7 @@ class PartitionFetcher:
                 fetched = self._receive()
             except KafkaBackupError as error:
                 self.close()
+                self._failed = True
                 if not error.retriable:
                     raise
                 if self._nearby is not None:
@@ -373,7 +375,9 @@ class PartitionFetcher:
 
     def _connect(self) -> Connection:
         """Connect to the replica that the leader named, else to the leader."""
-        address, self._leader_epoch = self._cluster.leader(self._topic, self._topic_id, self._partition)
+        address, self._leader_epoch = self._cluster.leader(
+            self._topic, self._topic_id, self._partition, fresh=self._failed
+        )
         if self._nearby is not None:
             nearby = self._cluster.metadata([self._topic]).brokers.get(self._nearby)
             if nearby is None:
