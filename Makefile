@@ -26,7 +26,7 @@ dev: venv image ## a broker with the demo's topics, and Dagster's user interface
 	@exec $(BIN)/python -m demo.dev
 
 .PHONY: test
-test: venv image ## every test; installs what is missing first
+test: venv images ## every test; installs what is missing first
 	$(PYTEST) $(PARALLEL)
 
 .PHONY: unit
@@ -34,7 +34,7 @@ unit: venv ## tests without a broker
 	$(PYTEST) -m unit
 
 .PHONY: integration
-integration: venv image ## tests on a real broker
+integration: venv images ## tests on a real broker
 	$(PYTEST) -m integration $(PARALLEL)
 
 # Exit code 5 is pytest's "no such test".
@@ -47,7 +47,7 @@ e2e: venv image ## tests of the whole way, user interface included
 	$(PYTEST) -m e2e || [ $$? = 5 ]
 
 .PHONY: coverage
-coverage: venv image ## every test, and which lines none of them reaches
+coverage: venv images ## every test, and which lines none of them reaches
 	$(PYTEST) $(PARALLEL) --cov --cov-report=term --cov-report=xml
 
 .PHONY: lint
@@ -76,6 +76,10 @@ docker: ## a Docker engine: started, and on Debian (as root) installed, if there
 .PHONY: image
 image: venv docker ## the Kafka image: pulled, or built here where it cannot be
 	@$(BIN)/python -m tests.support.kafka_image >/dev/null
+
+.PHONY: images
+images: venv docker ## the same, and the oldest Kafka that is tested
+	@$(BIN)/python -m tests.support.kafka_image all >/dev/null
 
 .PHONY: clean
 clean: ## remove what was made here, the virtual environment included

@@ -1,6 +1,7 @@
 """Which Kafka image to run: the official one where it can be pulled, else one that we build.
 
-`python -m tests.support.kafka_image` prints its name, after pulling or building it.
+`python -m tests.support.kafka_image [all]` prints its name, after pulling or building it; with `all` also that
+of the oldest Kafka that the suite runs on.
 """
 
 import contextlib
@@ -16,8 +17,8 @@ import docker
 from docker.errors import DockerException, ImageNotFound
 
 VERSION = os.environ.get("KAFKA_VERSION", "4.4.0")
-LOCAL = f"kafka-local:{VERSION}"
-OFFICIAL = f"apache/kafka:{VERSION}"
+OLDEST = "3.9.2"
+"""Of the last line before Kafka 4: `tests/integration/test_versions.py` runs on it too."""
 
 PULL_SECONDS = 240
 BUILD_SECONDS = 900
@@ -27,14 +28,19 @@ class NoKafkaImageError(RuntimeError):
     """There is no image, and none can be had."""
 
 
-def image() -> str:
-    """An image that is present: `$KAFKA_TEST_IMAGE`, ours, or Apache's; pulled or built if there is none.
+def image(version: str | None = None) -> str:
+    """An image that is present: ours, or Apache's; pulled or built if there is none.
+
+    Args:
+        version: Of Kafka. None: `$KAFKA_TEST_IMAGE` if that is set, else `VERSION`.
 
     Raises:
         NoKafkaImageError: No Docker engine; or neither pulling nor building worked.
     """
-    if chosen := os.environ.get("KAFKA_TEST_IMAGE"):
+    if version is None and (chosen := os.environ.get("KAFKA_TEST_IMAGE")):
         return chosen
+    version = version or VERSION
+    official = f"apache/kafka:{version}"
     with _one_at_a_time():
         try:
             client = docker.from_env(timeout=60)
@@ -43,22 +49,26 @@ def image() -> str:
                 f"no Docker engine answers (`make docker` starts one): {error}"
             ) from error
         try:
-            for name in (LOCAL, OFFICIAL):
+            for name in (_local(version), official):
                 with contextlib.suppress(ImageNotFound):
                     client.images.get(name)
                     return name
         finally:
             client.close()
-        return OFFICIAL if _pull() else _build()
+        return official if _pull(official) else _build(version)
 
 
-def _pull() -> bool:
+def _local(version: str) -> str:
+    return f"kafka-local:{version}"
+
+
+def _pull(official: str) -> bool:
     # By the client, not by the SDK: it knows the user's proxies and credentials, and it can be given a time
     # limit.
-    print(f"pulling {OFFICIAL} ...", file=sys.stderr)
+    print(f"pulling {official} ...", file=sys.stderr)
     with contextlib.suppress(OSError, subprocess.TimeoutExpired):
         pull = subprocess.run(
-            ["docker", "pull", "--quiet", OFFICIAL], capture_output=True, text=True, timeout=PULL_SECONDS
+            ["docker", "pull", "--quiet", official], capture_output=True, text=True, timeout=PULL_SECONDS
         )
         if pull.returncode == 0:
             return True
@@ -66,17 +76,18 @@ def _pull() -> bool:
     return False
 
 
-def _build() -> str:
-    print(f"building {LOCAL} here instead (about a minute) ...", file=sys.stderr)
+def _build(version: str) -> str:
+    local = _local(version)
+    print(f"building {local} here instead (about a minute) ...", file=sys.stderr)
     script = Path(__file__).with_name("kafka-image") / "build.sh"
     try:
         build = subprocess.run(
-            ["bash", str(script), LOCAL],
+            ["bash", str(script), local],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             timeout=BUILD_SECONDS,
-            env={**os.environ, "KAFKA_VERSION": VERSION},
+            env={**os.environ, "KAFKA_VERSION": version},
         )
     except subprocess.TimeoutExpired as error:
         raise NoKafkaImageError(f"building the Kafka image took over {BUILD_SECONDS} s") from error
@@ -84,7 +95,7 @@ def _build() -> str:
         raise NoKafkaImageError(
             "building the Kafka image failed:\n" + "\n".join(build.stdout.splitlines()[-15:])
         )
-    return LOCAL
+    return local
 
 
 @contextlib.contextmanager
@@ -99,5 +110,7 @@ def _one_at_a_time() -> Iterator[None]:
 if __name__ == "__main__":
     try:
         print(image())
+        if sys.argv[1:] == ["all"]:
+            print(image(OLDEST))
     except NoKafkaImageError as problem:
         sys.exit(f"error: {problem}")

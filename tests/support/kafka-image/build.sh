@@ -6,7 +6,9 @@ set -euo pipefail
 cd "$(dirname "$0")"
 export PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 version=${KAFKA_VERSION:-4.4.0}
-# The last one whose kafka-dump-log is in a jar that Maven Central has (later: in kafka-tools, which it has not).
+case $version in 3.*) logging=reload4j ;; *) logging=log4j2 ;; esac
+# The last Kafka 4 whose kafka-dump-log is in a jar that Maven Central has (later: in kafka-tools, which it has
+# not). Kafka 3 has its own among its jars.
 dump_log_version=4.1.2
 image=${1:-kafka-local:$version}
 root=build/rootfs
@@ -24,9 +26,10 @@ mkdir -p $root/{bin,lib64,etc/kafka/docker,opt/kafka/{bin,config,libs,tools},var
 mkdir -m 1777 $root/tmp
 
 # A Maven that waits for an answer for ever would hang everything.
-jars() { timeout 300 mvn -q -B -ntp dependency:copy-dependencies -DincludeScope=runtime "$@"; }
+jars() { timeout 300 mvn -q -B -ntp -P $logging dependency:copy-dependencies -DincludeScope=runtime "$@"; }
 jars -Dkafka.version="$version" -DoutputDirectory=$root/opt/kafka/libs
-jars -Dkafka.version="$dump_log_version" -DincludeGroupIds=org.apache.kafka -DoutputDirectory=$root/opt/kafka/tools
+[ $logging = reload4j ] ||
+  jars -Dkafka.version="$dump_log_version" -DincludeGroupIds=org.apache.kafka -DoutputDirectory=$root/opt/kafka/tools
 
 # java.desktop is for log4j2 and snakeyaml (java.beans); its libraries for screens may go.
 jlink --output $root/opt/java --strip-java-debug-attributes --no-header-files --no-man-pages \
@@ -49,9 +52,11 @@ for applet in $($root/bin/busybox --list | grep -vx busybox); do ln -s busybox "
 printf 'root:x:0:0:root:/:/bin/sh\nappuser:x:1000:1000::/tmp:/bin/sh\n' >$root/etc/passwd
 printf 'root:x:0:\nappuser:x:1000:\n' >$root/etc/group
 echo 'hosts: files dns' >$root/etc/nsswitch.conf
-cp log4j2.yaml $root/etc/kafka/docker/log4j2.yaml
-cp log4j2.yaml $root/etc/kafka/docker/tools-log4j2.yaml
-sed 's/INFO/ERROR/' log4j2.yaml >$root/opt/kafka/tools/log4j2.yaml
+for name in log4j2.yaml log4j.properties; do
+  cp $name $root/etc/kafka/docker/$name
+  cp $name $root/etc/kafka/docker/tools-$name
+  sed 's/INFO/ERROR/' $name >$root/opt/kafka/tools/$name
+done
 install -m 755 run make-cds $root/etc/kafka/docker/
 install -m 755 kafka-dump-log.sh $root/opt/kafka/bin/
 
