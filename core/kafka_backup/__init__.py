@@ -26,11 +26,14 @@ from kafka_backup.errors import (
     UnreachableError,
     WriterConflictError,
 )
+from kafka_backup.groups import Groups
 from kafka_backup.offset_mapping import OffsetMap
 from kafka_backup.progress import (
     BackupEvent,
     BackupProgress,
     CaptureFinished,
+    GroupFailed,
+    GroupSnapshotTaken,
     PartitionResult,
     RestoreProgress,
     StopToken,
@@ -40,13 +43,14 @@ from kafka_backup.progress import (
 )
 from kafka_backup.recovery_point import RecoveryPoint
 from kafka_backup.repository.documents import Capture, Commit, Window
+from kafka_backup.repository.group_documents import GroupSnapshot, Position, SavedGroup
 from kafka_backup.repository.restore_documents import (
     RenameRule,
     RestorePlan,
     RestoreReport,
     RestoreRequest,
 )
-from kafka_backup.selection import TopicFilter, TopicSelection
+from kafka_backup.selection import GroupFilter, GroupSelection, TopicFilter, TopicSelection
 from kafka_backup.verify import VerifyReport
 
 __all__ = [
@@ -64,9 +68,16 @@ __all__ = [
     "DamagedError",
     "Engine",
     "EngineConfig",
+    "GroupFailed",
+    "GroupFilter",
+    "GroupSelection",
+    "GroupSnapshot",
+    "GroupSnapshotTaken",
+    "Groups",
     "KafkaBackupError",
     "OffsetMap",
     "PartitionResult",
+    "Position",
     "RecoveryPoint",
     "RefusedError",
     "RenameRule",
@@ -75,6 +86,7 @@ __all__ = [
     "RestoreProgress",
     "RestoreReport",
     "RestoreRequest",
+    "SavedGroup",
     "StopToken",
     "TopicCommitted",
     "TopicFailed",

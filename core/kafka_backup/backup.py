@@ -19,12 +19,14 @@ from typing import Literal
 
 from kafka_backup.config import BackupConfig
 from kafka_backup.errors import (
+    AuthorizationError,
     CancelledError,
     ConfigurationError,
     DamagedError,
     KafkaBackupError,
     WriterConflictError,
 )
+from kafka_backup.group_snapshot import take_snapshot
 from kafka_backup.kafka.cluster import EARLIEST, LATEST, Cluster, OffsetAnswer
 from kafka_backup.kafka.metadata import TopicMetadata
 from kafka_backup.kafka.topics import ConfigValue, TopicAdmin
@@ -33,6 +35,8 @@ from kafka_backup.progress import (
     BackupEvent,
     BackupProgress,
     CaptureFinished,
+    GroupFailed,
+    GroupSnapshotTaken,
     PartitionResult,
     StopToken,
     TopicCommitted,
@@ -42,6 +46,7 @@ from kafka_backup.progress import (
 from kafka_backup.repository.commit_log import CommitLog
 from kafka_backup.repository.documents import (
     Capture,
+    CapturedGroups,
     CapturedTopic,
     CaptureFailure,
     Commit,
@@ -52,6 +57,7 @@ from kafka_backup.repository.documents import (
     PartitionRange,
     Window,
 )
+from kafka_backup.repository.group_store import GroupStore
 from kafka_backup.repository.repository import Repository
 from kafka_backup.repository.segments import Compression, SegmentWriter
 from kafka_backup.repository.store import Store
@@ -113,6 +119,7 @@ def run(
         cluster=cluster,
         admin=admin,
         repository=repository,
+        selection=selection,
         settings=settings,
         retry_seconds=retry_seconds,
         window=window,
@@ -207,6 +214,7 @@ class _Capture:
         cluster: Cluster,
         admin: TopicAdmin,
         repository: Repository,
+        selection: TopicSelection,
         settings: BackupConfig,
         retry_seconds: float,
         window: Window | None,
@@ -217,6 +225,7 @@ class _Capture:
         self._cluster = cluster
         self._admin = admin
         self._repository = repository
+        self._selection = selection
         self._settings = settings
         self._retry_seconds = retry_seconds
         self._window = window
@@ -227,6 +236,7 @@ class _Capture:
         self._messages: queue.Queue[_Message] = queue.Queue()
         self._lock = threading.Lock()
         self._captured: list[CapturedTopic] = []
+        self._captured_groups: CapturedGroups | None = None
         self._failures: list[CaptureFailure] = []
         self._lossy = False
 
@@ -241,6 +251,7 @@ class _Capture:
                     "or the right to describe it is missing. If it is meant to be gone, exclude it"
                 ),
             )
+        yield from self._save_groups()
         configurations = self._admin.describe_configs(list(topics))
         opened = self._repository.logs_to_append([(name, topic.topic_id) for name, topic in topics.items()])
         logs = dict(zip(topics, opened, strict=True))
@@ -255,6 +266,53 @@ class _Capture:
                 runs[name] = topic_run
         yield from self._work_through(runs)
         yield self._finish()
+
+    def _save_groups(self) -> Iterator[GroupSnapshotTaken | GroupFailed]:
+        """Save the positions of consumer groups; first of all, so that none lies beyond the ends.
+
+        Whatever goes wrong here, the topics are captured all the same.
+        """
+        groups = self._settings.group_selection
+        if not groups.include:
+            return
+        began = time.monotonic()
+        try:
+            taken = take_snapshot(
+                self._cluster,
+                groups,
+                topics=self._selection,
+                capture_id=self.id,
+                cluster_id=self._repository.document.cluster_id,
+            )
+            snapshot = taken.snapshot
+            uri, sha256 = GroupStore(self._repository.store).put_snapshot(snapshot)
+        except CancelledError:
+            raise
+        except KafkaBackupError as error:
+            yield self._group_failure(None, error)
+            return
+        self._captured_groups = CapturedGroups(snapshot_id=snapshot.snapshot_id, sha256=sha256)
+        yield GroupSnapshotTaken(
+            capture=self.id,
+            snapshot=snapshot.snapshot_id,
+            groups=len(snapshot.groups),
+            positions=sum(len(group.positions) for group in snapshot.groups),
+            object_uri=uri,
+            seconds=time.monotonic() - began,
+        )
+        for name, problem in sorted(taken.errors.items()):
+            yield self._group_failure(name, problem)
+        for reason in snapshot.incomplete:
+            yield self._group_failure(
+                None,
+                AuthorizationError(
+                    f"{reason}; grant it, or name in backup.consumer_groups the groups that must be saved"
+                ),
+            )
+
+    def _group_failure(self, group: str | None, error: KafkaBackupError) -> GroupFailed:
+        self._failures.append(CaptureFailure(group=group, message=str(error)))
+        return GroupFailed(capture=self.id, group=group, error=error)
 
     def _ask_ends(
         self, topics: Mapping[str, TopicMetadata]
@@ -610,6 +668,7 @@ class _Capture:
                 window=self._window,
                 status=status,
                 topics=tuple(sorted(self._captured, key=lambda topic: topic.topic)),
+                groups=self._captured_groups,
                 failures=tuple(self._failures),
             )
         )

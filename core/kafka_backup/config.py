@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from kafka_backup.errors import ConfigurationError
-from kafka_backup.selection import TopicSelection
+from kafka_backup.selection import GroupSelection, TopicSelection
 
 _VARIABLE = re.compile(r"\$\{([^}]*)\}?")
 _VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -84,6 +84,7 @@ class BackupConfig(_Section):
     Attributes:
         topics: filters: exact names, wildcards, ``/regular expressions/``.
         exclude: filters of topics to leave out.
+        consumer_groups: filters of the groups whose positions each capture saves; none: no groups.
         compression: of segments: ``auto`` compresses where the producer did not.
         segment_bytes: raw bytes at which a segment is closed.
         max_concurrent_partitions: partitions fetched at the same time.
@@ -91,6 +92,7 @@ class BackupConfig(_Section):
 
     topics: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
+    consumer_groups: tuple[str, ...] = ("*",)
     compression: Literal["auto", "zstd", "none"] = "auto"
     segment_bytes: Annotated[Size, Field(ge=1 << 16, le=1 << 30)] = 32 << 20
     max_concurrent_partitions: Annotated[int, Field(ge=1, le=256)] = 8
@@ -102,12 +104,21 @@ class BackupConfig(_Section):
                 TopicSelection.parse(getattr(self, name))
             except ConfigurationError as error:
                 raise ValueError(f"in {name}: {error}") from error
+        try:
+            GroupSelection.parse(self.consumer_groups)
+        except ConfigurationError as error:
+            raise ValueError(f"in consumer_groups: {error}") from error
         return self
 
     @property
     def selection(self) -> TopicSelection:
-        """The configured filters."""
+        """The configured filters of topics."""
         return TopicSelection.parse(self.topics, self.exclude)
+
+    @property
+    def group_selection(self) -> GroupSelection:
+        """The configured filters of consumer groups."""
+        return GroupSelection.parse(self.consumer_groups)
 
 
 class EngineConfig(_Section):

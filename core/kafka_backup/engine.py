@@ -11,6 +11,7 @@ from kafka_backup import restore as _restore
 from kafka_backup import restore_plan as _restore_plan
 from kafka_backup import verify as _verify
 from kafka_backup.config import ClusterConfig, EngineConfig
+from kafka_backup.groups import Groups
 from kafka_backup.kafka.cluster import Cluster
 from kafka_backup.kafka.settings import ConnectionSettings
 from kafka_backup.kafka.topics import TopicAdmin
@@ -95,6 +96,11 @@ class Engine:
             ConfigurationError: there is none at the configured URL.
         """
         return Repository.open(self._store, cluster_id=None, create=False)
+
+    @property
+    def groups(self) -> Groups:
+        """Consumer groups: their positions saved, found and moved."""
+        return Groups(source=lambda: self._source.cluster, store=self._store, settings=self.config.backup)
 
     def backup(
         self,

@@ -80,6 +80,35 @@ class PartitionResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GroupSnapshotTaken:
+    """The positions of consumer groups are in the repository.
+
+    Attributes:
+        capture: the capture id.
+        snapshot: the snapshot's id.
+        groups: how many groups are in it, and `positions` how many positions they have.
+        object_uri: where it is.
+        seconds: that it took.
+    """
+
+    capture: str
+    snapshot: str
+    groups: int
+    positions: int
+    object_uri: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupFailed:
+    """The positions of a group could not be saved; with no group named, those of groups that we cannot see."""
+
+    capture: str
+    group: str | None
+    error: KafkaBackupError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TopicCommitted:
     """A commit exists from now on: everything in it can be restored.
 
@@ -142,7 +171,7 @@ class CaptureFinished:
     """The last event of every capture.
 
     Attributes:
-        status: ``complete``; ``partial`` (a topic or partition failed); ``lossy`` (all that the
+        status: ``complete``; ``partial`` (a topic, partition or group failed); ``lossy`` (all that the
             brokers still had is saved, but offsets were lost); ``held`` (nothing was done: the
             window is held by capture `capture`, which began at or after its end).
         recovery_point: everything that was in Kafka before this time (ms) is in the repository.
@@ -155,7 +184,15 @@ class CaptureFinished:
     seconds: float
 
 
-BackupEvent = TopicCommitted | TopicUnchanged | TopicFailed | BackupProgress | CaptureFinished
+BackupEvent = (
+    GroupSnapshotTaken
+    | GroupFailed
+    | TopicCommitted
+    | TopicUnchanged
+    | TopicFailed
+    | BackupProgress
+    | CaptureFinished
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Which topics a request means: exact names, wildcards, regular expressions, exclusions."""
+"""Which topics and groups a request means: exact names, wildcards, regular expressions, exclusions."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from fnmatch import translate
+from typing import ClassVar, Self
 
 from kafka_backup.errors import ConfigurationError
 
 _EXACT = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 _WILDCARD = re.compile(r"[a-zA-Z0-9._*?-]+")
+_WILDCARDS = {"*": ".*", "?": "."}
 
 
 class FilterKind(Enum):
@@ -23,50 +24,47 @@ class FilterKind(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class TopicFilter:
+class NameFilter:
     """One filter. Matching is case-sensitive and covers the whole name.
 
     A regular expression is searched in the name, as Kafka's own tools do: ``^`` and ``$`` anchor it.
     """
+
+    noun: ClassVar[str] = "name"
 
     text: str
     kind: FilterKind
     _pattern: re.Pattern[str] = field(repr=False)
 
     @classmethod
-    def exact(cls, name: str) -> TopicFilter:
-        """Match exactly this topic name."""
-        if not _EXACT.fullmatch(name) or name in (".", ".."):
-            raise ConfigurationError(f"topic filter {name!r}: not a Kafka topic name")
+    def exact(cls, name: str) -> Self:
+        """Match exactly this name."""
         return cls(name, FilterKind.EXACT, re.compile(rf"\A{re.escape(name)}\Z"))
 
     @classmethod
-    def wildcard(cls, pattern: str) -> TopicFilter:
+    def wildcard(cls, pattern: str) -> Self:
         """Match names by ``*`` (any characters) and ``?`` (one character)."""
-        if not _WILDCARD.fullmatch(pattern):
-            raise ConfigurationError(
-                f"topic filter {pattern!r}: only topic name characters, * and ? may occur"
-            )
-        return cls(pattern, FilterKind.WILDCARD, re.compile(rf"\A{translate(pattern)}"))
+        parts = (_WILDCARDS.get(part) or re.escape(part) for part in re.split(r"([*?])", pattern))
+        return cls(pattern, FilterKind.WILDCARD, re.compile(rf"(?s)\A{''.join(parts)}\Z"))
 
     @classmethod
-    def regex(cls, pattern: str) -> TopicFilter:
+    def regex(cls, pattern: str) -> Self:
         """Match names in which `pattern`, a Python regular expression, is found."""
         if not pattern:
-            raise ConfigurationError("topic filter //: empty (write * for all topics)")
+            raise ConfigurationError(f"{cls.noun} filter //: empty (write * for all {cls.noun}s)")
         try:
             return cls(f"/{pattern}/", FilterKind.REGEX, re.compile(pattern))
         except re.error as error:
             raise ConfigurationError(
-                f"topic filter /{pattern}/: not a valid regular expression ({error})"
+                f"{cls.noun} filter /{pattern}/: not a valid regular expression ({error})"
             ) from error
 
     @classmethod
-    def parse(cls, text: str) -> TopicFilter:
+    def parse(cls, text: str) -> Self:
         """Read a filter as it is written in configuration files and on the command line.
 
         Raises:
-            ConfigurationError: the filter is empty, malformed, or not a possible topic name.
+            ConfigurationError: the filter is empty, malformed, or not a possible name.
         """
         if len(text) >= 2 and text.startswith("/") and text.endswith("/"):
             return cls.regex(text[1:-1])
@@ -74,9 +72,46 @@ class TopicFilter:
             return cls.wildcard(text)
         return cls.exact(text)
 
-    def matches(self, topic: str) -> bool:
-        """Whether the filter matches the topic name."""
-        return self._pattern.search(topic) is not None
+    def matches(self, name: str) -> bool:
+        """Whether the filter matches the name."""
+        return self._pattern.search(name) is not None
+
+
+class TopicFilter(NameFilter):
+    """A filter of topics."""
+
+    __slots__ = ()
+    noun = "topic"
+
+    @classmethod
+    def exact(cls, name: str) -> Self:
+        """Match exactly this topic name."""
+        if not _EXACT.fullmatch(name) or name in (".", ".."):
+            raise ConfigurationError(f"topic filter {name!r}: not a Kafka topic name")
+        return super().exact(name)
+
+    @classmethod
+    def wildcard(cls, pattern: str) -> Self:
+        """Match names by ``*`` (any characters) and ``?`` (one character)."""
+        if not _WILDCARD.fullmatch(pattern):
+            raise ConfigurationError(
+                f"topic filter {pattern!r}: only topic name characters, * and ? may occur"
+            )
+        return super().wildcard(pattern)
+
+
+class GroupFilter(NameFilter):
+    """A filter of consumer groups, whose names may hold any character."""
+
+    __slots__ = ()
+    noun = "group"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read a filter; the group with the empty name is written ``/^$/``."""
+        if not text:
+            raise ConfigurationError("group filter '': empty (write * for all groups)")
+        return super().parse(text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,3 +151,28 @@ class TopicSelection:
             if wanted.kind is FilterKind.EXACT and wanted.text not in names:
                 raise ConfigurationError(f"topic {wanted.text!r} was named but does not exist in {where}")
         return sorted(name for name in names if self.includes(name, internal=name in hidden))
+
+
+@dataclass(frozen=True, slots=True)
+class GroupSelection:
+    """The consumer groups that some filters include and none excludes."""
+
+    include: tuple[GroupFilter, ...]
+    exclude: tuple[GroupFilter, ...] = ()
+
+    @classmethod
+    def parse(cls, include: Iterable[str], exclude: Iterable[str] = ()) -> GroupSelection:
+        """Read filters as written; raises ConfigurationError for a malformed one."""
+        return cls(tuple(map(GroupFilter.parse, include)), tuple(map(GroupFilter.parse, exclude)))
+
+    def includes(self, group: str) -> bool:
+        """Whether the selection takes this group."""
+        return any(f.matches(group) for f in self.include) and not any(f.matches(group) for f in self.exclude)
+
+    def select(self, groups: Iterable[str]) -> Sequence[str]:
+        """Return the selected names, sorted."""
+        return sorted(filter(self.includes, groups))
+
+    def missing(self, groups: Iterable[str]) -> Sequence[str]:
+        """Return the names that exact filters ask for and that are not there, sorted."""
+        return sorted({f.text for f in self.include if f.kind is FilterKind.EXACT} - set(groups))

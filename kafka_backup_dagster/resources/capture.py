@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from kafka_backup.progress import (
         BackupProgress,
         CaptureFinished,
+        GroupFailed,
         PartitionResult,
         TopicCommitted,
         TopicFailed,
@@ -95,7 +96,7 @@ class CaptureOutcome:
 
     finished: "CaptureFinished"
     topics: Mapping[str, TopicOutcome]
-    failures: Sequence["TopicFailed"]
+    failures: Sequence["TopicFailed | GroupFailed"]
     points_before: Mapping[str, int]
 
 
@@ -158,13 +159,14 @@ def run_capture(
     from kafka_backup.progress import (
         BackupProgress,
         CaptureFinished,
+        GroupFailed,
         TopicCommitted,
         TopicFailed,
         TopicUnchanged,
     )
 
     topics: dict[str, TopicOutcome] = {}
-    failures: list[TopicFailed] = []
+    failures: list[TopicFailed | GroupFailed] = []
     finished: CaptureFinished | None = None
     logged = time.monotonic()
     with closing(engine.backup(filters, window=window)) as events:
@@ -182,7 +184,7 @@ def run_capture(
                     )
                     if isinstance(event, TopicCommitted):
                         outcome.add(event)
-                case TopicFailed():
+                case TopicFailed() | GroupFailed():
                     failures.append(event)
                     log.error(failure_line(event))
                 case BackupProgress():
@@ -216,8 +218,12 @@ def _held_topics(engine: "Engine", capture: str) -> dict[str, TopicOutcome]:
     }
 
 
-def failure_line(failure: "TopicFailed") -> str:
+def failure_line(failure: "TopicFailed | GroupFailed") -> str:
     """Return a failure with its place; the engine's message may name it already."""
+    from kafka_backup.progress import GroupFailed
+
+    if isinstance(failure, GroupFailed):
+        return f"consumer groups: {failure.error}"
     place = failure.topic if failure.partition is None else f"{failure.topic} [{failure.partition}]"
     message = str(failure.error)
     return message if message.startswith(place) else f"{place}: {message}"

@@ -39,9 +39,10 @@ def materializations(
         Failure: naming every topic that was not saved, lost offsets, or gave no result. It allows
             retries if one of the causes may go away.
     """
+    from kafka_backup.progress import TopicFailed
     from kafka_backup.selection import TopicSelection
 
-    failed = {failure.topic for failure in outcome.failures}
+    failed = {failure.topic for failure in outcome.failures if isinstance(failure, TopicFailed)}
     silent = []
     for key, topics in assets.items():
         selection = TopicSelection.parse(topics.filters, topics.exclude)

@@ -67,6 +67,9 @@ class KafkaBackupResource(dg.ConfigurableResource["KafkaBackupResource"]):
         default=["*"], description="Filters that engine().backup() takes; assets bring their own."
     )
     exclude: list[str] = Field(default=[], description="Filters of topics that no capture takes.")
+    consumer_groups: list[str] = Field(
+        default=["*"], description="Filters of the consumer groups whose positions each capture saves."
+    )
     compression: Literal["auto", "zstd", "none"] = Field(
         default="auto", description="Of segments; auto compresses where the producer did not."
     )
@@ -126,6 +129,7 @@ class KafkaBackupResource(dg.ConfigurableResource["KafkaBackupResource"]):
             repository_options=dict(config.repository.options),
             topics=list(config.backup.topics),
             exclude=list(config.backup.exclude),
+            consumer_groups=list(config.backup.consumer_groups),
             compression=config.backup.compression,
             segment_bytes=config.backup.segment_bytes,
             max_concurrent_partitions=config.backup.max_concurrent_partitions,
@@ -166,6 +170,7 @@ class KafkaBackupResource(dg.ConfigurableResource["KafkaBackupResource"]):
             "backup": {
                 "topics": self.topics,
                 "exclude": self.exclude,
+                "consumer_groups": self.consumer_groups,
                 "compression": self.compression,
                 "segment_bytes": self.segment_bytes,
                 "max_concurrent_partitions": self.max_concurrent_partitions,

@@ -20,6 +20,8 @@ from kio.schema.api_versions.v3.response import ApiVersion, ApiVersionsResponse
 from kio.schema.errors import ErrorCode
 from kio.schema.fetch.v13.request import FetchRequest
 from kio.schema.fetch.v13.response import FetchableTopicResponse, FetchResponse, PartitionData
+from kio.schema.find_coordinator.v4.request import FindCoordinatorRequest
+from kio.schema.list_groups.v4.request import ListGroupsRequest
 from kio.schema.list_offsets.v7.request import ListOffsetsRequest
 from kio.schema.metadata.v12.request import MetadataRequest
 from kio.schema.metadata.v12.response import (
@@ -28,10 +30,19 @@ from kio.schema.metadata.v12.response import (
     MetadataResponsePartition,
     MetadataResponseTopic,
 )
+from kio.schema.offset_fetch.v8.request import OffsetFetchRequest
 from kio.serial import entity_reader, entity_writer
 
-REQUESTS = {1: FetchRequest, 2: ListOffsetsRequest, 3: MetadataRequest, 18: ApiVersionsRequest}
-APIS = {0: 9, 1: 13, 2: 7, 3: 12, 18: 3, 19: 7, 22: 4, 23: 4}
+REQUESTS = {
+    1: FetchRequest,
+    2: ListOffsetsRequest,
+    3: MetadataRequest,
+    9: OffsetFetchRequest,
+    10: FindCoordinatorRequest,
+    16: ListGroupsRequest,
+    18: ApiVersionsRequest,
+}
+APIS = {0: 9, 1: 13, 2: 7, 3: 12, 9: 8, 10: 4, 16: 4, 18: 3, 19: 7, 22: 4, 23: 4}
 
 Answer = bytes | Any | None
 """A response entity; or a whole frame without its size; or None: silence."""

@@ -430,7 +430,13 @@ def test_a_partial_capture_names_each_failure(config: Path, monkeypatch: pytest.
     document = json.loads(call(config, "backup", "--json").stdout)
     assert document["topics"][0]["status"] == "failed"
     assert document["failures"] == [
-        {"topic": "orders", "partition": 7, "kind": "unreachable", "message": "broker 1 is gone"}
+        {
+            "topic": "orders",
+            "partition": 7,
+            "group": None,
+            "kind": "unreachable",
+            "message": "broker 1 is gone",
+        }
     ]
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kafka_backup.errors import ConfigurationError
-from kafka_backup.selection import FilterKind, TopicFilter, TopicSelection
+from kafka_backup.selection import FilterKind, GroupFilter, GroupSelection, TopicFilter, TopicSelection
 
 NAMES = st.text("abAB01._-", min_size=1, max_size=12).filter(lambda name: name not in (".", ".."))
 
@@ -153,3 +153,36 @@ def test_selected_names_are_sorted_and_unique(names: list[str]) -> None:
     A set's order differs from run to run.
     """
     assert TopicSelection.parse(["*"]).select(names, where="the cluster") == sorted(set(names))
+
+
+@given(st.text(st.characters(codec="utf-8"), max_size=12), st.text(st.characters(codec="utf-8"), max_size=12))
+def test_group_filters_take_names_of_any_characters(name: str, other: str) -> None:
+    """An exact group filter takes that name and no other; brackets, dots and newlines mean nothing.
+
+    Names of groups are any UTF-8, unlike those of topics.
+    A filter made by fnmatch takes ``[a]`` for a character class and stops at a newline.
+    """
+    selection = GroupSelection.parse(["*"])
+    assert selection.select([name, other]) == sorted([name, other])
+    if name and not (len(name) > 1 and name[0] == name[-1] == "/") and not set("*?") & set(name):
+        assert GroupFilter.parse(name).matches(name)
+        assert GroupFilter.parse(name).matches(other) == (name == other)
+        assert GroupFilter.parse(f"{name}*").matches(name + other)
+        assert GroupFilter.parse(f"{name}?").matches(f"{name}\n")
+        assert not GroupFilter.parse(f"{name}?").matches(name)
+
+
+def test_group_selection_names_what_is_missing() -> None:
+    """Only groups that a filter names exactly can be missing, and exclusions come last.
+
+    A typing error in a group's name must not become a snapshot without it.
+    A wildcard that matches nothing is no error: groups come and go.
+    """
+    selection = GroupSelection.parse(["a", "b*", "/^c/"], ["b2"])
+    assert selection.missing(["b1"]) == ["a"]
+    assert selection.missing(["a"]) == []
+    assert selection.select(["c1", "b2", "b1", "a", "xc"]) == ["a", "b1", "c1"]
+    with pytest.raises(ConfigurationError, match="empty"):
+        GroupFilter.parse("")
+    with pytest.raises(ConfigurationError, match=r"group filter .*regular"):
+        GroupFilter.parse("/(/")

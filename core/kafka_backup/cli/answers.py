@@ -17,9 +17,12 @@ from kafka_backup.cli.session import (
     EXIT_UNREACHABLE,
     kind_of,
 )
+from kafka_backup.errors import KafkaBackupError
 from kafka_backup.offset_mapping import OffsetMap
 from kafka_backup.progress import (
     CaptureFinished,
+    GroupFailed,
+    GroupSnapshotTaken,
     PartitionResult,
     TopicCommitted,
     TopicFailed,
@@ -45,6 +48,12 @@ _COUNTS = ("records", "control", "aborted", "compacted", "lost")
 _SIZES = ("records", "stored_bytes", "raw_bytes", "segments")
 
 
+def worst_of(codes: Iterable[int]) -> int:
+    """Return the exit code for several failures: the one that must not be missed; 0 for none."""
+    given = set(codes)
+    return next((code for code in _WORST_FIRST if code in given), EXIT_OK)
+
+
 def _window(window: Window | None) -> Document | None:
     if window is None:
         return None
@@ -60,12 +69,21 @@ class CaptureAnswer:
 
     def __init__(self) -> None:
         self._topics: dict[str, Document] = {}
+        self._groups: Document | None = None
         self._failures: list[Document] = []
         self._codes: set[int] = set()
         self._capture: str | None = None
         self._finished: CaptureFinished | None = None
 
-    def add(self, event: TopicCommitted | TopicUnchanged | TopicFailed | CaptureFinished) -> None:
+    def add(
+        self,
+        event: GroupSnapshotTaken
+        | GroupFailed
+        | TopicCommitted
+        | TopicUnchanged
+        | TopicFailed
+        | CaptureFinished,
+    ) -> None:
         """Take in an event. Several commits of one topic become one entry with one joined range."""
         self._capture = event.capture
         match event:
@@ -74,19 +92,38 @@ class CaptureAnswer:
             case TopicUnchanged():
                 topic = self._topic(event.topic, event.topic_id)
                 topic |= {"status": "unchanged", "commit": event.commit}
+            case GroupSnapshotTaken():
+                self._groups = {
+                    "snapshot": event.snapshot,
+                    "groups": event.groups,
+                    "positions": event.positions,
+                }
+            case GroupFailed():
+                self._fail(event.error, group=event.group)
             case TopicFailed():
                 self._topic(event.topic, None)["status"] = "failed"
-                self._codes.add(event.error.exit_code)
-                self._failures.append(
-                    {
-                        "topic": event.topic,
-                        "partition": event.partition,
-                        "kind": kind_of(event.error),
-                        "message": str(event.error),
-                    }
-                )
+                self._fail(event.error, topic=event.topic, partition=event.partition)
             case CaptureFinished():
                 self._finished = event
+
+    def _fail(
+        self,
+        error: KafkaBackupError,
+        *,
+        topic: str | None = None,
+        partition: int | None = None,
+        group: str | None = None,
+    ) -> None:
+        self._codes.add(error.exit_code)
+        self._failures.append(
+            {
+                "topic": topic,
+                "partition": partition,
+                "group": group,
+                "kind": kind_of(error),
+                "message": str(error),
+            }
+        )
 
     def _topic(self, name: str, topic_id: str | None) -> Document:
         topic = self._topics.setdefault(
@@ -124,7 +161,7 @@ class CaptureAnswer:
         """0 only if all that was asked for is in the repository."""
         lost = any(part["lost"] for topic in self._topics.values() for part in topic["partitions"])
         codes = self._codes | ({EXIT_DAMAGED} if lost else set())
-        if worst := next((code for code in _WORST_FIRST if code in codes), None):
+        if worst := worst_of(codes):
             return worst
         status = self._finished and self._finished.status
         return {"complete": EXIT_OK, "held": EXIT_OK, "lossy": EXIT_DAMAGED}.get(status or "", EXIT_BUG)
@@ -138,10 +175,22 @@ class CaptureAnswer:
             "status": finished and finished.status,
             "window": finished and _window(finished.window),
             "recovery_point": finished and format_time(finished.recovery_point),
+            "groups": self._groups,
             "topics": [self._topics[name] for name in sorted(self._topics)],
             "failures": self._failures,
             "seconds": finished and round(finished.seconds, 3),
         }
+
+
+def failure_line(failure: Document) -> str:
+    """Say a failure of a capture with its place; the message may name the place already."""
+    place = ""
+    if failure["topic"] is not None:
+        place = failure["topic"] + ("" if failure["partition"] is None else f" [{failure['partition']}]")
+    elif failure["group"] is not None:
+        place = f"group {failure['group']!r}"
+    message = str(failure["message"])
+    return message if not place or message.startswith(place) else f"{place}: {message}"
 
 
 def _partition_result(part: PartitionResult) -> Document:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any, Generic, Literal, NoReturn, TypeVar
+from collections.abc import Sequence
+from typing import Any, Literal, NoReturn
 
 import click
 from pydantic import ValidationError
 
 from kafka_backup.cli import answers, tables
 from kafka_backup.cli.answers import CaptureAnswer, Document
+from kafka_backup.cli.options import TIME, Parsed, as_json, topics_option
 from kafka_backup.cli.session import EXIT_DAMAGED, EXIT_OK, EXIT_REFUSED, Session
 from kafka_backup.cli.tables import ProgressBars
 from kafka_backup.engine import Engine
@@ -19,28 +20,7 @@ from kafka_backup.errors import ConfigurationError, DamagedError
 from kafka_backup.progress import BackupProgress, StopToken
 from kafka_backup.repository.documents import Window
 from kafka_backup.repository.restore_documents import RenameRule, RestorePlan, RestoreRequest
-from kafka_backup.selection import TopicFilter
-from kafka_backup.times import parse_time, parse_window
-
-T = TypeVar("T")
-
-
-class _Parsed(click.ParamType, Generic[T]):  # type: ignore[type-arg] # generic since click 8.3
-    """An option's value as a function of the package reads it; its errors are usage errors."""
-
-    def __init__(self, name: str, parse: Callable[[str], T]) -> None:
-        self.name = name
-        self._parse = parse
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> T:
-        try:
-            return self._parse(value)
-        except ConfigurationError as error:
-            self.fail(str(error), param, ctx)
-
-
-def _filter(text: str) -> str:
-    return TopicFilter.parse(text).text
+from kafka_backup.times import parse_window
 
 
 def _rename_rule(text: str) -> RenameRule:
@@ -55,10 +35,8 @@ def _rename_rule(text: str) -> RenameRule:
     return RenameRule(pattern=pattern, replacement=replacement)
 
 
-FILTER = _Parsed("filter", _filter)
-TIME = _Parsed("time", parse_time)
-WINDOW = _Parsed("start/end", parse_window)
-RENAME = _Parsed("pattern=replacement", _rename_rule)
+WINDOW = Parsed("start/end", parse_window)
+RENAME = Parsed("pattern=replacement", _rename_rule)
 PARTITION = click.IntRange(0, 2**31 - 1)
 OFFSET = click.IntRange(0, 2**63 - 1)
 
@@ -105,19 +83,6 @@ def main(session: Session, config: str, debug: bool) -> None:
     session.debug = debug
 
 
-as_json = click.option(
-    "--json", is_flag=True, expose_value=False, help="Print one JSON document on stdout, also for errors."
-)
-topics_option = click.option(
-    "--topic",
-    "topics",
-    multiple=True,
-    type=FILTER,
-    metavar="F",
-    help="A topic name, a wildcard (app_*) or a /regular expression/. May be repeated.",
-)
-
-
 @main.command()
 @topics_option
 @click.option(
@@ -146,8 +111,7 @@ def backup(session: Session, topics: tuple[str, ...], window: Window | None) -> 
     document = answer.document
     session.answer(document, tables.capture(document))
     for failure in document["failures"]:
-        place = failure["topic"] + ("" if failure["partition"] is None else f" [{failure['partition']}]")
-        session.complain(f"{place}: {failure['message']}")
+        session.complain(answers.failure_line(failure))
     for topic in document["topics"]:
         for part in topic["partitions"]:
             for span in part["lost_spans"]:

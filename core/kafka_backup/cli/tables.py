@@ -58,6 +58,12 @@ def capture(document: Document) -> Table:
             decimal(topic["stored_bytes"]),
             _count(_sum(parts, "lost")),
         )
+    if saved := document["groups"]:
+        table.caption = (
+            f"{_count(saved['positions'])} positions of {_count(saved['groups'])} consumer groups: "
+            f"group snapshot {saved['snapshot']}"
+        )
+        table.caption_justify = "left"
     return table
 
 
@@ -206,6 +212,39 @@ def offsets(document: Document) -> Table:
             "this one" if entry["exact"] else "the next restored one, or the end",
         )
     return table
+
+
+def positions(document: Document) -> Table:
+    """Show the positions of a group snapshot: one row for each, and one for a group without any."""
+    table = _table(
+        f"group snapshot {document['snapshot']}: {document['status']}, taken {document['taken_at']}",
+        *("group", "type", "state", "topic", "#partition", "#next offset", "remark"),
+    )
+    for group in document["groups"]:
+        about = _visible(group["group"]), group["type"], group["state"]
+        remark = group["error"] or group["note"] or ("" if group["offsets"] else "no positions")
+        for offset in group["offsets"]:
+            gone = "" if offset["topic_id"] else "the topic is not there, or hidden from us"
+            table.add_row(*about, offset["topic"], str(offset["partition"]), str(offset["offset"]), gone)
+        if not group["offsets"]:
+            table.add_row(*about, "", "", "", remark)
+    return table
+
+
+def group_snapshots(document: Document) -> tuple[Table, Table]:
+    """Show the answer to ``groups list``."""
+    table = _table("group snapshots", "snapshot")
+    for entry in document["snapshots"]:
+        table.add_row(entry["snapshot"])
+    newest = _table(f"groups of {document['snapshot'] or 'none'}", "group", "type", "state", "#positions")
+    for group in document["groups"]:
+        newest.add_row(_visible(group["group"]), group["type"], group["state"], _count(group["positions"]))
+    return table, newest
+
+
+def _visible(name: str) -> str:
+    """A group's name with what a terminal would act upon escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name) or "''"
 
 
 class ProgressBars:

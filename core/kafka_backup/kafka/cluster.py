@@ -29,7 +29,13 @@ from kio.schema.offset_for_leader_epoch.v4.request import (
 )
 from kio.schema.offset_for_leader_epoch.v4.response import OffsetForLeaderEpochResponse
 
-from kafka_backup.errors import AuthorizationError, BrokerError, KafkaBackupError, UnreachableError
+from kafka_backup.errors import (
+    AuthorizationError,
+    BrokerError,
+    ConfigurationError,
+    KafkaBackupError,
+    UnreachableError,
+)
 from kafka_backup.kafka.connection import Connection
 from kafka_backup.kafka.metadata import ClusterMetadata, TopicMetadata, agreed, newest, read_metadata
 from kafka_backup.kafka.settings import Address, ConnectionSettings
@@ -179,6 +185,40 @@ class Cluster:
     def ask_any(self, what: str, payload: Any, response_type: type[Answer]) -> Answer:
         """Ask any broker a typed question, with retries; `what` names it in errors."""
         return self._retry(what, self.retry_seconds, lambda: self._ask_any(payload, response_type))
+
+    def ask(self, address: Address, payload: Any, response_type: type[Answer]) -> Answer:
+        """Ask one broker a typed question, once.
+
+        Raises:
+            UnreachableError: it does not answer; whether it did what was asked is unknown.
+            ConfigurationError: it does not know this version of the API.
+        """
+        with self._leased(address) as connection:
+            key, version = int(payload.__api_key__), int(payload.__version__)
+            if not connection.speaks(key, version):
+                raise ConfigurationError(
+                    f"broker {address} does not speak {type(payload).__name__} version {version}; Kafka 3.1 or "
+                    "newer is needed"
+                )
+            return self._request(connection, payload, response_type)
+
+    def speaks(self, address: Address, api_key: int, version: int) -> bool:
+        """Whether a broker knows this version of an API."""
+        with self._leased(address) as connection:
+            return connection.speaks(api_key, version)
+
+    def retry(self, what: str, ask: Callable[[], Answer]) -> Answer:
+        """Call `ask` until it answers, a final error comes, or the retry time is over.
+
+        Raises:
+            UnreachableError: the time is over; names `what` and the last error.
+            KafkaBackupError: the first error that no retry mends.
+        """
+        return self._retry(what, self.retry_seconds, ask)
+
+    def pause(self, attempt: int) -> None:
+        """Wait before try number `attempt` + 1 of something: longer each time, 2 s at most."""
+        self._wait(_pause(attempt))
 
     def metadata(self, topics: Sequence[str] | None) -> ClusterMetadata:
         """Ask one broker for the cluster and some topics (None: all). Never creates a topic.

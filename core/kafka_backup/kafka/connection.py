@@ -73,6 +73,7 @@ class Connection:
         self._correlation_id = 0
         self._expected: deque[int] = deque()
         self._closed = False
+        self._spoken: dict[int, tuple[int, int]] = {}
         self._in_use = threading.RLock()
         try:
             self._socket = _connect(address, settings)
@@ -97,6 +98,11 @@ class Connection:
     def closed(self) -> bool:
         """Whether the connection can no longer be used."""
         return self._closed
+
+    def speaks(self, api_key: int, version: int) -> bool:
+        """Whether the broker knows this version of an API."""
+        oldest, newest = self._spoken.get(api_key, (0, -1))
+        return oldest <= version <= newest
 
     def close(self) -> None:
         """Close it; a read that is blocked in another thread ends with UnreachableError."""
@@ -246,10 +252,12 @@ class Connection:
             raise ConfigurationError(
                 f"broker {self.address} does not speak ApiVersions version 3; Kafka 3.1 or newer is needed"
             )
-        known = {api.api_key: api for api in self._decode(frame, ApiVersionsResponse).api_keys}
+        self._spoken = {
+            int(api.api_key): (int(api.min_version), int(api.max_version))
+            for api in self._decode(frame, ApiVersionsResponse).api_keys
+        }
         for key, (name, version) in NEEDED_APIS.items():
-            api = known.get(key)  # type: ignore[call-overload]
-            if api is None or not api.min_version <= version <= api.max_version:
+            if not self.speaks(key, version):
                 raise ConfigurationError(
                     f"broker {self.address} does not speak {name} version {version}; Kafka 3.1 or newer is needed"
                 )

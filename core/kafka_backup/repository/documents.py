@@ -290,15 +290,29 @@ class CapturedTopic(Part):
 
 
 class CaptureFailure(Part):
-    """What a capture could not save, and why."""
+    """What a capture could not save, and why: a topic, one of its partitions, or a group's positions.
 
-    topic: str
-    partition: int | None
+    With neither a topic nor a group, it is the positions of groups that may be hidden from us.
+    """
+
+    topic: str | None = None
+    group: str | None = None
+    partition: int | None = None
     message: str
 
 
+class CapturedGroups(Part):
+    """The group snapshot of a capture, taken before its first end was asked for."""
+
+    snapshot_id: Identifier
+    sha256: Sha256
+
+
 class Capture(Document):
-    """``captures/<capture id>.json``: written last; which topics, which window, how it ended."""
+    """``captures/<capture id>.json``: written last; which topics, which window, how it ended.
+
+    `groups` is its group snapshot; None if no groups were wanted, or none could be read.
+    """
 
     kind: ClassVar[str] = "capture"
 
@@ -309,4 +323,5 @@ class Capture(Document):
     window: Window | None
     status: Literal["complete", "partial", "lossy"]
     topics: tuple[CapturedTopic, ...]
+    groups: CapturedGroups | None = None
     failures: tuple[CaptureFailure, ...] = ()

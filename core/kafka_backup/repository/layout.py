@@ -17,6 +17,7 @@ REPOSITORY = "repository.json"
 TOPICS = "topics/"
 CAPTURES = "captures/"
 RESTORES = "restores/"
+GROUPS = "groups/"
 
 _COMMIT = re.compile(r"([0-9]{20})\.json")
 _CHECKPOINT = re.compile(r"([0-9]{20})\.json")
@@ -127,6 +128,17 @@ def parse_capture_key(key: str) -> str | None:
     """Return the capture id in a listed key, None if the key is no capture's."""
     name = key.removeprefix(CAPTURES).removesuffix(".json")
     return name if _accepts(_identifier, name) and key == f"{CAPTURES}{name}.json" else None
+
+
+def group_snapshot_key(snapshot_id: str) -> str:
+    """Key of a group snapshot. Their ids begin with their time, so the last key is the newest."""
+    return f"{GROUPS}{_identifier(snapshot_id)}.json.zst"
+
+
+def parse_group_snapshot_key(key: str) -> str | None:
+    """Return the snapshot id in a listed key, None if the key is no group snapshot's."""
+    name = key.removeprefix(GROUPS).removesuffix(".json.zst")
+    return name if _accepts(_identifier, name) and key == f"{GROUPS}{name}.json.zst" else None
 
 
 def restore_folder(restore_id: str) -> str:

@@ -1,0 +1,580 @@
+"""Consumer groups: which there are, and their committed offsets read, written and deleted.
+
+A committed offset is the next record that a group wants to read of a partition. Brokers store whatever
+number they are given (``OffsetMetadataManager.validateOffsetCommit``); checks of bounds are the caller's.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from kio.schema.consumer_group_describe.v0.request import ConsumerGroupDescribeRequest
+from kio.schema.consumer_group_describe.v0.response import ConsumerGroupDescribeResponse
+from kio.schema.delete_groups.v2.request import DeleteGroupsRequest
+from kio.schema.delete_groups.v2.response import DeleteGroupsResponse
+from kio.schema.describe_cluster.v0.request import DescribeClusterRequest
+from kio.schema.describe_cluster.v0.response import DescribeClusterResponse
+from kio.schema.describe_groups.v5.request import DescribeGroupsRequest
+from kio.schema.describe_groups.v5.response import DescribeGroupsResponse
+from kio.schema.errors import ErrorCode
+from kio.schema.find_coordinator.v4.request import FindCoordinatorRequest
+from kio.schema.find_coordinator.v4.response import FindCoordinatorResponse
+from kio.schema.list_groups.v4.request import ListGroupsRequest as ListGroupsRequestV4
+from kio.schema.list_groups.v4.response import ListGroupsResponse as ListGroupsResponseV4
+from kio.schema.list_groups.v5.request import ListGroupsRequest
+from kio.schema.list_groups.v5.response import ListGroupsResponse
+from kio.schema.offset_commit.v8.request import (
+    OffsetCommitRequest,
+    OffsetCommitRequestPartition,
+    OffsetCommitRequestTopic,
+)
+from kio.schema.offset_commit.v8.response import OffsetCommitResponse
+from kio.schema.offset_delete.v0.request import (
+    OffsetDeleteRequest,
+    OffsetDeleteRequestPartition,
+    OffsetDeleteRequestTopic,
+)
+from kio.schema.offset_delete.v0.response import OffsetDeleteResponse
+from kio.schema.offset_fetch.v8.request import (
+    OffsetFetchRequest,
+    OffsetFetchRequestGroup,
+    OffsetFetchRequestTopics,
+)
+from kio.schema.offset_fetch.v8.response import OffsetFetchResponse, OffsetFetchResponseGroup
+
+from kafka_backup.errors import (
+    AuthorizationError,
+    BrokerError,
+    ConfigurationError,
+    KafkaBackupError,
+    UnreachableError,
+)
+from kafka_backup.kafka.cluster import Cluster, Partition, broker_error
+from kafka_backup.kafka.settings import Address
+
+OFFSETS_TOPIC = "__consumer_offsets"
+GROUP_KEY, TRANSACTION_KEY = 0, 1
+"""What a coordinator is asked for (FindCoordinator's key types)."""
+THREADS = 8
+"""Requests under way at the same time, over all coordinators."""
+_LIST_GROUPS = 16
+_KEYS = 500
+"""Groups in one FindCoordinator request."""
+_GROUPS = 50
+"""Groups in one OffsetFetch request: small enough that an answer takes a broker milliseconds."""
+_OFFSETS = 1000
+"""Offsets in one OffsetCommit request, which becomes one batch of at most 1 MiB."""
+_DESCRIBE_BIT = 1 << 8
+"""DESCRIBE among the authorized operations (AclOperation)."""
+_NO_COMMIT = -1
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListedGroup:
+    """One group as its coordinator lists it.
+
+    Attributes:
+        type: ``classic``, ``consumer`` (KIP-848), ``share`` or ``streams``; brokers before 3.8 know
+            only the first.
+        state: Kafka's name: ``Empty``, ``Stable``, ``PreparingRebalance``, ``Assigning``...
+        protocol_type: ``consumer``, ``connect``...; empty for a simple group, which only commits.
+    """
+
+    group: str
+    type: str
+    state: str
+    protocol_type: str
+
+    @property
+    def has_members(self) -> bool:
+        """Whether somebody is in it, so that nobody else can move its positions."""
+        return self.state not in ("Empty", "Dead")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommittedOffset:
+    """A position: the next offset to read, the epoch of the last record read (-1: none), free text."""
+
+    offset: int
+    leader_epoch: int = -1
+    metadata: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupListing:
+    """The groups that we may describe, by name.
+
+    Attributes:
+        is_proved: no coordinator was on the move while it was asked, which takes the right DESCRIBE on
+            the topic ``__consumer_offsets`` to know; without it, groups may be missing.
+    """
+
+    groups: Mapping[str, ListedGroup]
+    is_proved: bool
+
+
+GroupOffsets = Mapping[Partition, CommittedOffset]
+PartitionErrors = Mapping[Partition, KafkaBackupError]
+
+
+def probe_groups(partitions: int) -> Mapping[int, str]:
+    """Return for each partition of the offsets topic the name of a group that belongs there.
+
+    As ``GroupCoordinatorService.partitionFor``: the absolute value of Java's ``String.hashCode``, modulo.
+    """
+    names: dict[int, str] = {}
+    number = 0
+    while len(names) < partitions:
+        name = f"kafka-backup-probe-{number}"
+        value = 0
+        for character in name:
+            value = (31 * value + ord(character)) & 0xFFFFFFFF
+        absolute = (1 << 32) - value if value >= 1 << 31 else value
+        names.setdefault((absolute & 0x7FFFFFFF) % partitions, name)
+        number += 1
+    return names
+
+
+class GroupClient:
+    """Asks and tells the group coordinators of one cluster. Safe for many threads."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        """Prepare; nothing is contacted yet."""
+        self.cluster = cluster
+
+    # --- which groups there are
+
+    def list_groups(self) -> GroupListing:
+        """Return every group that we may describe.
+
+        While a coordinator moves to another broker, neither may list its groups, and neither says so.
+        So each partition of the offsets topic is proved to be served, by a question about a group that
+        does not exist, before and after the listing, and its leader must be the same throughout.
+
+        Raises:
+            UnreachableError: not all coordinators answered for themselves in time.
+        """
+        return self.cluster.retry("listing the consumer groups", self._list_once)
+
+    def _list_once(self) -> GroupListing:
+        before = self._leaders()
+        probes = probe_groups(len(before)) if before else {}
+        by_broker: dict[Address, list[str]] = defaultdict(list)
+        for partition, (address, _) in (before or {}).items():
+            by_broker[address].append(probes[partition])
+        if before is None:
+            by_broker |= {address: [] for address in self.cluster.metadata([]).brokers.values()}
+
+        def ask(pair: tuple[Address, Sequence[str]]) -> Sequence[ListedGroup]:
+            address, names = pair
+            self._prove_served(address, names)
+            listed = self._list_at(address)
+            self._prove_served(address, names)
+            return listed
+
+        groups = {}
+        with ThreadPoolExecutor(max_workers=max(1, len(by_broker)), thread_name_prefix="groups") as pool:
+            for found in pool.map(ask, by_broker.items()):
+                groups.update({group.group: group for group in found})
+        if self._leaders() != before:
+            raise broker_error(ErrorCode.not_coordinator, "a group coordinator moved meanwhile")
+        return GroupListing(groups=groups, is_proved=before is not None)
+
+    def _leaders(self) -> Mapping[int, tuple[Address, int]] | None:
+        """Leader and epoch of each partition of the offsets topic; None if we may not describe it.
+
+        There are none before the first group, which makes that topic.
+        """
+        try:
+            metadata = self.cluster.metadata([OFFSETS_TOPIC])
+        except AuthorizationError:
+            return None
+        topic = metadata.topics.get(OFFSETS_TOPIC)
+        leaders = {}
+        for number, part in topic.partitions.items() if topic is not None else ():
+            if part.leader not in metadata.brokers:
+                raise broker_error(ErrorCode.coordinator_not_available, f"{OFFSETS_TOPIC} [{number}]")
+            leaders[number] = metadata.brokers[part.leader], part.leader_epoch
+        return leaders
+
+    def _prove_served(self, address: Address, names: Sequence[str]) -> None:
+        if not names:
+            return
+        for group in self._offset_fetch(address, dict.fromkeys(names), require_stable=False):
+            # Without the right to ask, the leaders' epochs alone must do.
+            if group.error_code not in (ErrorCode.none, ErrorCode.group_authorization_failed):
+                raise broker_error(group.error_code, f"coordinator {address}")
+
+    def _list_at(self, address: Address) -> Sequence[ListedGroup]:
+        answer: ListGroupsResponse | ListGroupsResponseV4
+        if self.cluster.speaks(address, _LIST_GROUPS, 5):
+            answer = self.cluster.ask(address, ListGroupsRequest(), ListGroupsResponse)
+        else:
+            answer = self.cluster.ask(address, ListGroupsRequestV4(), ListGroupsResponseV4)
+        if answer.error_code:
+            raise broker_error(answer.error_code, f"listing the groups of coordinator {address}")
+        return [
+            ListedGroup(
+                group=str(group.group_id),
+                type=getattr(group, "group_type", "classic").lower(),
+                state=group.group_state,
+                protocol_type=group.protocol_type,
+            )
+            for group in answer.groups
+        ]
+
+    def lists_all_groups(self) -> bool:
+        """Whether `list_groups` shows every group: the right DESCRIBE on the cluster says so."""
+        request = DescribeClusterRequest(include_cluster_authorized_operations=True)
+        answer = self.cluster.ask_any("asking for our rights", request, DescribeClusterResponse)
+        if answer.error_code:
+            raise broker_error(answer.error_code, "asking for our rights")
+        return bool(int(answer.cluster_authorized_operations) & _DESCRIBE_BIT)
+
+    def may_describe(self, group: str) -> bool:
+        """Whether we hold the right DESCRIBE on a group, which need not exist."""
+        return not isinstance(self.coordinators([group])[group], AuthorizationError)
+
+    def members(self, groups: Mapping[str, str]) -> Mapping[str, Sequence[str]]:
+        """Return who is in each group, for messages: ``client id (host)``; empty where nobody knows.
+
+        Args:
+            groups: names with the groups' types.
+        """
+        described: dict[str, Sequence[str]] = {}
+        found = self._each(list(groups), lambda address, group: self._members(address, group, groups[group]))
+        for group, answer in found.items():
+            described[group] = () if isinstance(answer, KafkaBackupError) else answer
+        return described
+
+    def _members(self, address: Address, group: str, kind: str) -> Sequence[str]:
+        answer: ConsumerGroupDescribeResponse | DescribeGroupsResponse
+        if kind == "consumer":
+            answer = self.cluster.ask(
+                address,
+                ConsumerGroupDescribeRequest(group_ids=(group,), include_authorized_operations=False),  # type: ignore[arg-type]
+                ConsumerGroupDescribeResponse,
+            )
+        elif kind == "classic":
+            answer = self.cluster.ask(
+                address,
+                DescribeGroupsRequest(groups=(group,), include_authorized_operations=False),  # type: ignore[arg-type]
+                DescribeGroupsResponse,
+            )
+        else:
+            return ()
+        return sorted(
+            f"{member.client_id} ({member.client_host.lstrip('/')})"
+            for described in answer.groups
+            for member in described.members
+        )
+
+    # --- committed offsets
+
+    def fetch(
+        self, groups: Sequence[str] | Mapping[str, Sequence[Partition]]
+    ) -> Mapping[str, GroupOffsets | KafkaBackupError]:
+        """Read the committed offsets of many groups, stable ones only (KIP-447).
+
+        A group with a transactional commit under way is asked again until that has ended. A group that
+        does not exist has no offsets.
+
+        Args:
+            groups: names, for all of their offsets: a topic that we may not describe is silently left
+                out by the brokers. Or names with partitions: then such a topic is an error.
+        """
+        wanted: dict[str, Sequence[Partition] | None] = (
+            dict(groups) if isinstance(groups, Mapping) else dict.fromkeys(groups)
+        )
+
+        def ask(address: Address, names: Sequence[str]) -> Mapping[str, GroupOffsets | KafkaBackupError]:
+            question = {name: wanted[name] for name in names}
+            return {
+                str(group.group_id): _offsets_of(group)
+                for group in self._offset_fetch(address, question, require_stable=True)
+            }
+
+        return self._by_coordinator(list(wanted), ask)
+
+    def _offset_fetch(
+        self, address: Address, groups: Mapping[str, Sequence[Partition] | None], *, require_stable: bool
+    ) -> Sequence[OffsetFetchResponseGroup]:
+        def topics(partitions: Sequence[Partition] | None) -> tuple[OffsetFetchRequestTopics, ...] | None:
+            if partitions is None:
+                return None
+            return tuple(
+                OffsetFetchRequestTopics(name=topic, partition_indexes=tuple(numbers))  # type: ignore[arg-type]
+                for topic, numbers in _by_topic(partitions)
+            )
+
+        request = OffsetFetchRequest(
+            groups=tuple(
+                OffsetFetchRequestGroup(group_id=name, topics=topics(partitions))  # type: ignore[arg-type]
+                for name, partitions in groups.items()
+            ),
+            require_stable=require_stable,
+        )
+        return self.cluster.ask(address, request, OffsetFetchResponse).groups
+
+    def commit(self, groups: Mapping[str, GroupOffsets]) -> Mapping[str, PartitionErrors]:
+        """Commit offsets for groups without members, as a consumer outside of any group does. One try.
+
+        Brokers refuse a group that has members (UNKNOWN_MEMBER_ID), and then change nothing of it.
+
+        Returns:
+            For each group the partitions that failed. After a retriable error it is unknown whether the
+            offset was written; read it.
+        """
+
+        def one(address: Address, group: str) -> PartitionErrors:
+            errors: dict[Partition, KafkaBackupError] = {}
+            for part in _chunks(groups[group]):
+                answer = self.cluster.ask(address, _commit_request(group, part), OffsetCommitResponse)
+                errors |= _errors(answer.topics, f"committing for group {group!r}")
+            return errors
+
+        return self._try_each(groups, one)
+
+    def delete_offsets(self, groups: Mapping[str, Sequence[Partition]]) -> Mapping[str, PartitionErrors]:
+        """Delete committed offsets (KIP-496). One try; a group that does not exist has none, so that is fine.
+
+        Returns:
+            As `commit`.
+        """
+
+        def one(address: Address, group: str) -> PartitionErrors:
+            request = OffsetDeleteRequest(
+                group_id=group,  # type: ignore[arg-type]
+                topics=tuple(
+                    OffsetDeleteRequestTopic(
+                        name=topic,  # type: ignore[arg-type]
+                        partitions=tuple(OffsetDeleteRequestPartition(partition_index=n) for n in numbers),  # type: ignore[arg-type]
+                    )
+                    for topic, numbers in _by_topic(groups[group])
+                ),
+            )
+            answer = self.cluster.ask(address, request, OffsetDeleteResponse)
+            if answer.error_code == ErrorCode.group_id_not_found:
+                return {}
+            if answer.error_code:
+                raise broker_error(answer.error_code, f"deleting offsets of group {group!r}")
+            return _errors(answer.topics, f"deleting offsets of group {group!r}")
+
+        return self._try_each(groups, one)
+
+    def delete_groups(self, groups: Sequence[str]) -> Mapping[str, KafkaBackupError | None]:
+        """Delete empty groups; one that does not exist is deleted already. One try."""
+
+        def one(address: Address, group: str) -> None:
+            request = DeleteGroupsRequest(groups_names=(group,))  # type: ignore[arg-type]
+            for result in self.cluster.ask(address, request, DeleteGroupsResponse).results:
+                if result.error_code not in (ErrorCode.none, ErrorCode.group_id_not_found):
+                    raise broker_error(result.error_code, f"deleting group {group!r}")
+
+        return self._each(groups, one)
+
+    # --- coordinators
+
+    def coordinators(
+        self, keys: Sequence[str], key_type: int = GROUP_KEY
+    ) -> Mapping[str, Address | KafkaBackupError]:
+        """Find the coordinator of each group or transactional id; asks until there is one, or time is over."""
+        found: dict[str, Address | KafkaBackupError] = {}
+        missing = UnreachableError("no broker names its coordinator")
+
+        def ask() -> None:
+            waiting = [key for key in keys if _may_succeed_later(found.get(key, missing))]
+            for start in range(0, len(waiting), _KEYS):
+                request = FindCoordinatorRequest(
+                    key_type=key_type,  # type: ignore[arg-type]
+                    coordinator_keys=tuple(waiting[start : start + _KEYS]),
+                )
+                answer = self.cluster.ask_any("finding coordinators", request, FindCoordinatorResponse)
+                for each in answer.coordinators:
+                    found[each.key] = (
+                        broker_error(each.error_code, f"finding the coordinator of {each.key!r}")
+                        if each.error_code
+                        else Address(each.host, int(each.port))
+                    )
+            for key in keys:
+                answer_of = found.get(key, missing)
+                if isinstance(answer_of, KafkaBackupError) and answer_of.retriable:
+                    raise answer_of
+
+        try:
+            self.cluster.retry("finding coordinators", ask)
+        except UnreachableError as error:
+            return {key: found[key] if _is_final(found.get(key)) else error for key in keys}
+        return found
+
+    def _by_coordinator(
+        self,
+        groups: Sequence[str],
+        ask: Callable[[Address, Sequence[str]], Mapping[str, T | KafkaBackupError]],
+    ) -> Mapping[str, T | KafkaBackupError]:
+        """Ask all coordinators at once, each for its groups in batches, until every group has an answer.
+
+        Groups whose coordinator moved, is silent or is not ready are asked for again, at whoever it is
+        then, until the retry time is over.
+        """
+        answers: dict[str, T | KafkaBackupError] = {}
+
+        def attempt() -> None:
+            waiting = [group for group in groups if _may_succeed_later(answers.get(group, _UNASKED))]
+            places = self.coordinators(waiting)
+            batches: list[tuple[Address, Sequence[str]]] = []
+            by_address: dict[Address, list[str]] = defaultdict(list)
+            for group in waiting:
+                place = places[group]
+                if isinstance(place, KafkaBackupError):
+                    answers[group] = place
+                else:
+                    by_address[place].append(group)
+            for address, names in by_address.items():
+                batches += [(address, names[i : i + _GROUPS]) for i in range(0, len(names), _GROUPS)]
+
+            def one(batch: tuple[Address, Sequence[str]]) -> Mapping[str, T | KafkaBackupError]:
+                try:
+                    found = ask(*batch)
+                except (UnreachableError, ConfigurationError) as error:
+                    return dict.fromkeys(batch[1], error)
+                return {group: found.get(group, _UNASKED) for group in batch[1]}
+
+            with ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="groups") as pool:
+                for found in pool.map(one, batches):
+                    answers.update(found)
+            for answer in answers.values():
+                if isinstance(answer, KafkaBackupError) and answer.retriable:
+                    raise answer
+
+        try:
+            self.cluster.retry("asking the group coordinators", attempt)
+        except UnreachableError as error:
+            for group in groups:
+                if _may_succeed_later(answers.get(group, _UNASKED)):
+                    last = answers.get(group, error)
+                    answers[group] = UnreachableError(
+                        f"group {group!r}: no answer within {self.cluster.retry_seconds:g} s: {last}"
+                    )
+        return answers
+
+    def _each(
+        self, groups: Sequence[str], ask: Callable[[Address, str], T]
+    ) -> dict[str, T | KafkaBackupError]:
+        """Ask the coordinator of each group, once, many at the same time."""
+        places = self.coordinators(groups)
+
+        def one(group: str) -> T | KafkaBackupError:
+            place = places[group]
+            if isinstance(place, KafkaBackupError):
+                return place
+            try:
+                return ask(place, group)
+            except (BrokerError, ConfigurationError, UnreachableError) as error:
+                return error
+
+        with ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="groups") as pool:
+            return dict(zip(groups, pool.map(one, groups), strict=True))
+
+    def _try_each(
+        self,
+        groups: Mapping[str, Sequence[Partition]] | Mapping[str, GroupOffsets],
+        ask: Callable[[Address, str], PartitionErrors],
+    ) -> Mapping[str, PartitionErrors]:
+        """As `_each`; an error of the whole group is that of each of its partitions."""
+        return {
+            group: dict.fromkeys(groups[group], answer) if isinstance(answer, KafkaBackupError) else answer
+            for group, answer in self._each(list(groups), ask).items()
+        }
+
+
+_UNASKED = UnreachableError("the coordinator left it out of its answer")
+
+
+def _offsets_of(group: OffsetFetchResponseGroup) -> GroupOffsets | KafkaBackupError:
+    name = str(group.group_id)
+    if group.error_code:
+        return broker_error(group.error_code, f"reading the offsets of group {name!r}")
+    offsets = {}
+    for topic in group.topics:
+        for part in topic.partitions:
+            key = str(topic.name), int(part.partition_index)
+            where = f"group {name!r}, {key[0]} [{key[1]}]"
+            if part.error_code:
+                return broker_error(part.error_code, f"reading the offset of {where}")
+            offset = int(part.committed_offset)
+            if offset < _NO_COMMIT:
+                return BrokerError(
+                    f"{where}: the committed offset {offset} is no position; reset it",
+                    code=int(ErrorCode.offset_out_of_range),
+                    name="OFFSET_OUT_OF_RANGE",
+                    retriable=False,
+                )
+            if offset != _NO_COMMIT:
+                offsets[key] = CommittedOffset(
+                    offset=offset,
+                    leader_epoch=int(part.committed_leader_epoch),
+                    metadata=part.metadata or "",
+                )
+    return offsets
+
+
+def _commit_request(group: str, offsets: GroupOffsets) -> OffsetCommitRequest:
+    return OffsetCommitRequest(
+        group_id=group,  # type: ignore[arg-type]
+        member_id="",
+        topics=tuple(
+            OffsetCommitRequestTopic(
+                name=topic,  # type: ignore[arg-type]
+                partitions=tuple(
+                    OffsetCommitRequestPartition(
+                        partition_index=number,  # type: ignore[arg-type]
+                        committed_offset=offsets[topic, number].offset,  # type: ignore[arg-type]
+                        committed_leader_epoch=offsets[topic, number].leader_epoch,  # type: ignore[arg-type]
+                        committed_metadata=offsets[topic, number].metadata,
+                    )
+                    for number in numbers
+                ),
+            )
+            for topic, numbers in _by_topic(list(offsets))
+        ),
+    )
+
+
+def _chunks(offsets: GroupOffsets) -> Iterator[GroupOffsets]:
+    items = sorted(offsets.items())
+    for start in range(0, len(items), _OFFSETS):
+        yield dict(items[start : start + _OFFSETS])
+
+
+def _errors(topics: Sequence[Any], what: str) -> PartitionErrors:
+    """The errors of an answer by topic and partition."""
+    return {
+        (str(topic.name), int(part.partition_index)): broker_error(
+            part.error_code, f"{what}: {topic.name} [{part.partition_index}]"
+        )
+        for topic in topics
+        for part in topic.partitions
+        if part.error_code
+    }
+
+
+def _is_final(answer: object) -> bool:
+    return answer is not None and not _may_succeed_later(answer)
+
+
+def _may_succeed_later(answer: object) -> bool:
+    return isinstance(answer, KafkaBackupError) and answer.retriable
+
+
+def _by_topic(partitions: Sequence[Partition]) -> Sequence[tuple[str, Sequence[int]]]:
+    topics: dict[str, list[int]] = defaultdict(list)
+    for topic, number in partitions:
+        topics[topic].append(number)
+    return list(topics.items())
