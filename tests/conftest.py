@@ -12,6 +12,7 @@ import hypothesis
 import pytest
 
 from tests.support.kafka_cluster import KafkaCluster
+from tests.support.secure_cluster import SecureCluster, secure_cluster
 
 # No test is a timed test: a busy machine must not fail one.
 hypothesis.settings.register_profile("untimed", deadline=None)
@@ -32,6 +33,13 @@ def kafka() -> Iterator[KafkaCluster]:
 def kafka3() -> Iterator[KafkaCluster]:
     """Three real brokers behind proxies. Who hurts one heals it, and waits for `in_sync == 3`."""
     with KafkaCluster(3, proxied=True) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def secure() -> Iterator[SecureCluster]:
+    """One real broker that wants TLS, SASL and rights at its various listeners."""
+    with secure_cluster() as cluster:
         yield cluster
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -58,11 +58,14 @@ class ClusterConfig(_Section):
         bootstrap_servers: ``host:port``, comma-separated; IPv6 addresses in brackets.
         properties: further librdkafka properties (security, timeouts); may hold secrets, so they
             never appear in a repr.
+        oauth_cb: gets tokens for OAUTHBEARER as confluent-kafka's property of that name does: a function,
+            or ``module:function``.
         retry_seconds: how long one operation is retried before it counts as failed.
     """
 
     bootstrap_servers: Annotated[str, Field(min_length=1)]
     properties: dict[str, Text] = Field(default_factory=dict, repr=False)
+    oauth_cb: str | Callable[[str], Any] | None = Field(default=None, repr=False)
     retry_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 60.0
 
 

@@ -30,7 +30,9 @@ class _Side:
     """A cluster with its two clients, opened when first needed."""
 
     def __init__(self, config: ClusterConfig) -> None:
-        self.settings = ConnectionSettings.from_properties(config.bootstrap_servers, config.properties)
+        self.settings = ConnectionSettings.from_properties(
+            config.bootstrap_servers, config.properties, oauth_cb=config.oauth_cb
+        )
         self.retry_seconds = config.retry_seconds
         self._cluster: Cluster | None = None
         self._admin: TopicAdmin | None = None

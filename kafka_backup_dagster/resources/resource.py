@@ -1,9 +1,9 @@
 """The resource: one Kafka cluster and its repository."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import dagster as dg
 from pydantic import Field, ValidationError, model_validator
@@ -20,6 +20,13 @@ from kafka_backup_dagster.resources.materializations import materializations
 
 if TYPE_CHECKING:
     from kafka_backup import Engine, EngineConfig
+
+
+def _path_of(oauth_cb: "str | Callable[[str], Any] | None") -> str | None:
+    """Return a function's path: a resource's fields hold text."""
+    if callable(oauth_cb):
+        return f"{oauth_cb.__module__}:{oauth_cb.__qualname__}"
+    return oauth_cb
 
 
 class KafkaBackupResource(dg.ConfigurableResource["KafkaBackupResource"]):
@@ -45,6 +52,9 @@ class KafkaBackupResource(dg.ConfigurableResource["KafkaBackupResource"]):
     properties: dict[str, str] = Field(
         default={}, description="Further librdkafka properties, such as sasl.password (use EnvVar)."
     )
+    oauth_cb: str | None = Field(
+        default=None, description="module:function that returns tokens for OAUTHBEARER (docs/security.md)."
+    )
     retry_seconds: float = Field(
         default=60.0, description="How long one operation on the cluster is retried."
     )
@@ -53,6 +63,9 @@ class KafkaBackupResource(dg.ConfigurableResource["KafkaBackupResource"]):
     )
     target_properties: dict[str, str] = Field(
         default={}, description="librdkafka properties for the target cluster."
+    )
+    target_oauth_cb: str | None = Field(
+        default=None, description="module:function that returns tokens for the target cluster."
     )
     target_retry_seconds: float = Field(
         default=60.0, description="How long one operation on the target cluster is retried."
@@ -121,9 +134,11 @@ class KafkaBackupResource(dg.ConfigurableResource["KafkaBackupResource"]):
         return cls(
             bootstrap_servers=config.cluster.bootstrap_servers,
             properties=dict(config.cluster.properties),
+            oauth_cb=_path_of(config.cluster.oauth_cb),
             retry_seconds=config.cluster.retry_seconds,
             target_bootstrap_servers=target.bootstrap_servers if target else None,
             target_properties=dict(target.properties) if target else {},
+            target_oauth_cb=_path_of(target.oauth_cb) if target else None,
             target_retry_seconds=target.retry_seconds if target else 60.0,
             repository_url=config.repository.url,
             repository_options=dict(config.repository.options),
@@ -164,6 +179,7 @@ class KafkaBackupResource(dg.ConfigurableResource["KafkaBackupResource"]):
             "cluster": {
                 "bootstrap_servers": self.bootstrap_servers,
                 "properties": self.properties,
+                "oauth_cb": self.oauth_cb,
                 "retry_seconds": self.retry_seconds,
             },
             "repository": {"url": self.repository_url, "options": self.repository_options},
@@ -180,6 +196,7 @@ class KafkaBackupResource(dg.ConfigurableResource["KafkaBackupResource"]):
             content["target"] = {
                 "bootstrap_servers": self.target_bootstrap_servers,
                 "properties": self.target_properties,
+                "oauth_cb": self.target_oauth_cb,
                 "retry_seconds": self.target_retry_seconds,
             }
         try:

@@ -16,6 +16,7 @@ import socket
 import struct
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -67,6 +68,23 @@ FAST: Mapping[str, str | int] = {
 }
 
 
+@dataclass(frozen=True)
+class Listener:
+    """One more listener for clients.
+
+    Attributes:
+        name: Kafka's name for it, in capitals.
+        protocol: Kafka's security protocol.
+        config: settings of this listener only, without their prefix; PEM text may have line ends.
+        host: what clients call the broker: a name or address of this machine's loopback.
+    """
+
+    name: str
+    protocol: str
+    config: Mapping[str, str | int] = field(default_factory=dict)
+    host: str = "127.0.0.1"
+
+
 class BrokerNotReadyError(RuntimeError):
     """A broker ended, or did not answer in time; with its last words."""
 
@@ -81,6 +99,9 @@ class KafkaCluster:
         heap: Java heap of each node.
         proxied: Puts a `TcpProxy` between the clients and each broker (`proxies[id]`).
         cluster_id: None: a new one, as each real cluster has.
+        listeners: More listeners for clients, beside the one that wants no security.
+        java_options: For the brokers' JVM.
+        files: Folders of this machine that the brokers can read, by the path that they have there.
     """
 
     def __init__(
@@ -92,6 +113,9 @@ class KafkaCluster:
         heap: str = "256m",
         proxied: bool = False,
         cluster_id: str | None = None,
+        listeners: Sequence[Listener] = (),
+        java_options: str = "",
+        files: Mapping[str, Path] | None = None,
     ) -> None:
         self.ids = list(range(1, brokers + 1))
         self.proxied = proxied
@@ -99,9 +123,13 @@ class KafkaCluster:
         self.image = image
         self._config = dict(config or {})
         self._heap = heap
+        self._listeners = {each.name: each for each in listeners}
+        self._java_options = java_options
+        self._files = dict(files or {})
         self._labels = {OWNER: _this_process(), CLUSTER: secrets.token_hex(8)}
         self.proxies: dict[int, TcpProxy] = {}
         self.ports: dict[int, int] = {}
+        self.listener_ports: dict[tuple[int, str], int] = {}
         self.containers: dict[int, DockerContainer] = {}
         self.addresses: dict[int, str] = {}
         self._network: Network | None = None
@@ -118,6 +146,14 @@ class KafkaCluster:
         the connections that it has, so a client that met this broker first may believe it for minutes.
         """
         return ",".join(f"127.0.0.1:{port}" for each, port in self.ports.items() if each not in cut_off)
+
+    def servers(self, listener: str) -> str:
+        """For clients on this machine, of one of the `listeners`."""
+        return ",".join(self._advertised(each, listener) for each in self.ids)
+
+    def _advertised(self, broker_id: int, listener: str) -> str:
+        host = self._listeners[listener].host
+        return f"{f'[{host}]' if ':' in host else host}:{self.listener_ports[broker_id, listener]}"
 
     def __enter__(self) -> Self:
         atexit.register(self.close)
@@ -157,7 +193,10 @@ class KafkaCluster:
         # Ryuk, testcontainers' own cleaner, is one more image to pull; close() and sweep() do its work.
         testcontainers_config.ryuk_disabled = True
         image = self.image = self.image or default_image()
-        published = dict(zip(self.ids, free_ports(len(self.ids)), strict=True))
+        extra = [(each, name) for each in self.ids for name in self._listeners]
+        ports = free_ports(len(self.ids) + len(extra))
+        published = dict(zip(self.ids, ports, strict=False))
+        self.listener_ports = dict(zip(extra, ports[len(self.ids) :], strict=True))
         if self.proxied:
             self.proxies = {broker_id: TcpProxy(port) for broker_id, port in published.items()}
             self.ports = {broker_id: proxy.port for broker_id, proxy in self.proxies.items()}
@@ -173,12 +212,18 @@ class KafkaCluster:
             environment |= {
                 "CLUSTER_ID": self.cluster_id,
                 "KAFKA_HEAP_OPTS": f"-Xms{self._heap} -Xmx{self._heap}",
+                "KAFKA_OPTS": self._java_options,
                 "KAFKA_JVM_PERFORMANCE_OPTS": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",  # a third less CPU
             }
             container = DockerContainer(image, env=environment, labels=self._labels)
             # Fixed: it must survive a restart. On the loopback only, which with_bind_ports cannot say.
-            ports: dict[str, Any] = container.ports
-            ports["9094/tcp"] = ("127.0.0.1", published[broker_id])
+            ports_of: dict[str, Any] = container.ports
+            ports_of["9094/tcp"] = ("127.0.0.1", published[broker_id])
+            for number, listener in enumerate(self._listeners.values(), 9095):
+                address = "::1" if ":" in listener.host else "127.0.0.1"
+                ports_of[f"{number}/tcp"] = (address, self.listener_ports[broker_id, listener.name])
+            for path, folder in self._files.items():
+                container.with_volume_mapping(str(folder), path, "ro")
             self.containers[broker_id] = container
 
     def _settings(self, broker_id: int) -> dict[str, str | int]:
@@ -187,10 +232,25 @@ class KafkaCluster:
             **FAST,
             "node.id": broker_id,
             "process.roles": "broker,controller",
-            "listeners": "INTERNAL://:9092,CONTROLLER://:9093,EXTERNAL://:9094",
-            "advertised.listeners": f"INTERNAL://{self.addresses[broker_id]}:9092,"
-            f"EXTERNAL://127.0.0.1:{self.ports[broker_id]}",
-            "listener.security.protocol.map": "INTERNAL:PLAINTEXT,CONTROLLER:PLAINTEXT,EXTERNAL:PLAINTEXT",
+            "listeners": ",".join(
+                [
+                    "INTERNAL://:9092,CONTROLLER://:9093,EXTERNAL://:9094",
+                    *(f"{name}://:{number}" for number, name in enumerate(self._listeners, 9095)),
+                ]
+            ),
+            "advertised.listeners": ",".join(
+                [
+                    f"INTERNAL://{self.addresses[broker_id]}:9092",
+                    f"EXTERNAL://127.0.0.1:{self.ports[broker_id]}",
+                    *(f"{name}://{self._advertised(broker_id, name)}" for name in self._listeners),
+                ]
+            ),
+            "listener.security.protocol.map": ",".join(
+                [
+                    "INTERNAL:PLAINTEXT,CONTROLLER:PLAINTEXT,EXTERNAL:PLAINTEXT",
+                    *(f"{each.name}:{each.protocol}" for each in self._listeners.values()),
+                ]
+            ),
             "inter.broker.listener.name": "INTERNAL",
             "controller.listener.names": "CONTROLLER",
             "controller.quorum.voters": ",".join(
@@ -207,6 +267,10 @@ class KafkaCluster:
         }
         if len(self.ids) == 1:  # after a kill a broker waits until its old session is over
             settings |= {"broker.session.timeout.ms": 1000, "broker.heartbeat.interval.ms": 200}
+        for listener in self._listeners.values():
+            for name, value in listener.config.items():
+                # The wrapper writes a properties file, in which \n means a line end.
+                settings[f"listener.name.{listener.name.lower()}.{name}"] = str(value).replace("\n", "\\n")
         return settings | self._config
 
     def node(self, broker_id: int) -> Container:

@@ -370,9 +370,15 @@ def test_resource_holds_an_engine_configuration_completely() -> None:
             "cluster": {
                 "bootstrap_servers": "a:1",
                 "properties": {"sasl.password": "${x}"},
+                "oauth_cb": "a:b",
                 "retry_seconds": 3,
             },
-            "target": {"bootstrap_servers": "b:2", "properties": {"client.id": "c"}, "retry_seconds": 4},
+            "target": {
+                "bootstrap_servers": "b:2",
+                "properties": {"client.id": "c"},
+                "oauth_cb": "c:d",
+                "retry_seconds": 4,
+            },
             "repository": {"url": "s3://b/p", "options": {"region": "r"}},
             "backup": {
                 "topics": ["a", "b*"],

@@ -1,10 +1,29 @@
 """Properties of a cluster: what is understood, what is refused, what must never be shown."""
 
+import time
+
 import pytest
 from confluent_kafka.admin import AdminClient
 
 from kafka_backup.errors import ConfigurationError
 from kafka_backup.kafka.settings import Address, ConnectionSettings
+from kafka_backup.kafka.tokens import Token
+
+PLAIN = {"sasl.mechanism": "PLAIN", "sasl.username": "u", "sasl.password": "p"}
+OIDC = {
+    "security.protocol": "SASL_SSL",
+    "sasl.mechanism": "OAUTHBEARER",
+    "sasl.oauthbearer.method": "oidc",
+    "sasl.oauthbearer.client.id": "backup",
+    "sasl.oauthbearer.client.secret": "s",
+    "sasl.oauthbearer.token.endpoint.url": "https://id.example/token",
+}
+AWS = {
+    "security.protocol": "SASL_SSL",
+    "sasl.mechanism": "OAUTHBEARER",
+    "sasl.oauthbearer.method": "aws_msk_iam",
+    "aws.region": "eu-central-1",
+}
 
 
 @pytest.mark.parametrize(
@@ -53,6 +72,21 @@ def test_malformed_bootstrap_servers_are_named(text: str) -> None:
         ({"enable.ssl.certificate.verification": "no"}, "enable.ssl.certificate.verification"),
         ({"ssl.endpoint.identification.algorithm": "dns"}, "ssl.endpoint.identification.algorithm"),
         ({"security.protocol": "SASL_SSL", "sasl.mechanism": "PLAIN"}, "sasl.username"),
+        ({"security.protocol": "SSL", "ssl.keystore.location": "x.p12"}, "ssl.keystore.location"),
+        ({"security.protocol": "SSL", "ssl.ca.pem": "x", "ssl.ca.location": "y"}, "ssl.ca.location"),
+        ({"security.protocol": "SSL", "ssl.key.location": "x"}, "ssl.certificate.location"),
+        ({"security.protocol": "SSL", "ssl.certificate.pem": "x"}, "ssl.key.pem"),
+        ({"security.protocol": "SASL_SSL", "sasl.mechanism": "OAUTHBEARER"}, "oauth_cb"),
+        (OIDC | {"sasl.oauthbearer.client.secret": ""}, "sasl.oauthbearer.client.secret"),
+        (OIDC | {"sasl.oauthbearer.token.endpoint.url": "localhost"}, "sasl.oauthbearer.token.endpoint.url"),
+        (OIDC | {"sasl.oauthbearer.token.endpoint.url": "file:///x"}, "sasl.oauthbearer.token.endpoint.url"),
+        (OIDC | {"sasl.oauthbearer.extensions": "a"}, "sasl.oauthbearer.extensions"),
+        (OIDC | {"sasl.oauthbearer.extensions": "auth=x"}, "sasl.oauthbearer.extensions"),
+        (OIDC | {"sasl.oauthbearer.client.credentials.client.id": "b"}, "another name"),
+        (OIDC | {"sasl.oauthbearer.method": "azure"}, "sasl.oauthbearer.method"),
+        (AWS | {"aws.region": ""}, "aws.region"),
+        (AWS | {"aws.profile": "p", "aws.role.arn": "r"}, "aws.profile"),
+        (AWS | {"aws.role.session.name": "s"}, "aws.role.session.name"),
     ],
 )
 def test_what_is_not_understood_is_refused(properties: dict[str, str], named: str) -> None:
@@ -63,6 +97,42 @@ def test_what_is_not_understood_is_refused(properties: dict[str, str], named: st
     """
     with pytest.raises(ConfigurationError, match=named):
         ConnectionSettings.from_properties("a:1", properties)
+
+
+@pytest.mark.parametrize(
+    ("properties", "named"),
+    [
+        ({"ssl.ca.location": "/ca.pem"}, "ssl.ca.location"),
+        ({"enable.ssl.certificate.verification": "false"}, "enable.ssl.certificate.verification"),
+        ({"security.protocol": "SASL_PLAINTEXT", "ssl.ca.pem": "x", **PLAIN}, "ssl.ca.pem"),
+        (PLAIN, "sasl.mechanism"),
+        ({"security.protocol": "SSL", **PLAIN}, "sasl.mechanism"),
+        ({"security.protocol": "SASL_SSL", **PLAIN, "sasl.oauthbearer.scope": "x"}, "sasl.oauthbearer.scope"),
+        (OIDC | {"sasl.password": "x"}, "sasl.password"),
+        (OIDC | {"sasl.oauthbearer.config": "x"}, "sasl.oauthbearer.config"),
+        (OIDC | {"aws.region": "x"}, "aws.region"),
+        (AWS | {"https.ca.pem": "x"}, "https.ca.pem"),
+    ],
+)
+def test_what_would_have_no_effect_is_refused(properties: dict[str, str], named: str) -> None:
+    """What: encryption's and credentials' properties beside a protocol or mechanism that does not read them.
+
+    Why: librdkafka ignores them; whoever wrote them believes that the connection is encrypted.
+    Risk: a password given, security.protocol forgotten, and everything in plain text.
+    """
+    with pytest.raises(ConfigurationError, match=f"{named} has no effect while"):
+        ConnectionSettings.from_properties("a:1", properties)
+
+
+def test_a_callback_that_nobody_would_call_is_refused() -> None:
+    """What: oauth_cb beside PLAIN, and beside a method that gets tokens itself.
+
+    Why: as above.
+    Risk: a company's own tokens configured, and others used.
+    """
+    for properties in ({"security.protocol": "SASL_SSL", **PLAIN}, OIDC, {}):
+        with pytest.raises(ConfigurationError, match="oauth_cb has no effect"):
+            ConnectionSettings.from_properties("a:1", properties, oauth_cb=lambda _: ("t", 0))
 
 
 def test_secrets_do_not_show() -> None:
@@ -77,12 +147,16 @@ def test_secrets_do_not_show() -> None:
             "security.protocol": "sasl_ssl",
             "sasl.mechanisms": "scram-sha-512",
             "sasl.username": "backup",
-            "sasl.password": "tell-nobody",
-            "ssl.key.password": "nor-this",
+            "sasl.password": "canary-1",
+            "ssl.certificate.pem": "-----BEGIN CERTIFICATE-----",
+            "ssl.key.pem": "canary-2",
+            "ssl.key.password": "canary-3",
         },
     )
-    assert "tell-nobody" not in repr(settings)
-    assert "nor-this" not in repr(settings)
+    assert "canary" not in repr(settings)
+    oidc = ConnectionSettings.from_properties("a:1", OIDC | {"sasl.oauthbearer.client.secret": "canary-4"})
+    assert "canary" not in repr(oidc)
+    assert "canary" not in repr(Token(value="canary-5", expires_at=1.0))
 
 
 def test_the_admin_client_gets_the_same_settings() -> None:
@@ -120,3 +194,33 @@ def test_timeouts_that_librdkafka_would_refuse_are_raised_for_it() -> None:
     )
     assert (settings.connect_timeout, settings.socket_timeout) == (0.5, 0.005)
     AdminClient({**settings.for_librdkafka(), "log_level": 0})
+
+
+def test_the_admin_client_takes_every_property() -> None:
+    """What: confluent-kafka's client made from settings of each kind; tokens come from the same source.
+
+    Why: what librdkafka does not know, or wants otherwise, it throws at once.
+    Risk: a configuration that our own client likes and the admin client does not.
+    """
+    calls: list[str] = []
+
+    def oauth_cb(config: str) -> tuple[str, float]:
+        calls.append(config)
+        return "token", time.time() + 300
+
+    bearer = {
+        "security.protocol": "SASL_PLAINTEXT",
+        "sasl.mechanism": "OAUTHBEARER",
+        "sasl.oauthbearer.config": "for-me",
+    }
+    settings = ConnectionSettings.from_properties("127.0.0.1:1", bearer, oauth_cb=oauth_cb)
+    AdminClient({**settings.for_librdkafka(), "log_level": 0})
+    assert settings.tokens is not None
+    assert settings.tokens.token().value == "token"
+    assert calls == ["for-me"]
+    names = {"security.protocol": "SSL", "ssl.endpoint.identification.algorithm": "NONE", "client.rack": "r"}
+    names["ssl.certificate.location"] = "/both.pem"
+    given = ConnectionSettings.from_properties("127.0.0.1:1", names).for_librdkafka()
+    assert given["ssl.endpoint.identification.algorithm"] == "none"
+    assert given["ssl.key.location"] == "/both.pem"
+    assert given["client.rack"] == "r"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import select
 import socket
 import ssl
 import struct
@@ -27,7 +28,7 @@ from kio.serial import entity_reader, entity_writer
 from kio.serial.errors import SerialError
 
 from kafka_backup.errors import AuthorizationError, ConfigurationError, UnreachableError
-from kafka_backup.kafka import auth
+from kafka_backup.kafka import auth, tls
 from kafka_backup.kafka.settings import Address, ConnectionSettings
 
 Buffer = bytes | bytearray | memoryview
@@ -48,6 +49,8 @@ _LARGEST_FRAME = 1 << 30
 _SLICE_SECONDS = 0.2
 _TIMEVAL = struct.Struct("@ll")
 _UNSUPPORTED_VERSION = 35
+_USED_OF_SESSION = 0.85
+"""The part of a session's life after which we prove our identity again, as Kafka's own client does."""
 _SIZE = struct.Struct(">i")
 _REQUEST_HEADER = struct.Struct(">hhih")
 
@@ -57,6 +60,13 @@ class Connection:
 
     One thread uses it at a time. After any error it is closed, because a half-read response cannot be
     skipped. `close` may be called from another thread, and ends a blocked read at once.
+
+    Where the broker limits the life of a session (KIP-368), the connection proves its identity again by
+    itself, before a request that would come too late.
+
+    Attributes:
+        address: of the broker.
+        authentications: how often the broker has accepted our credentials on it.
     """
 
     def __init__(self, address: Address, settings: ConnectionSettings) -> None:
@@ -72,16 +82,20 @@ class Connection:
         self._client_id = settings.client_id.encode()
         self._correlation_id = 0
         self._expected: deque[int] = deque()
+        self._early: deque[memoryview] = deque()
+        self._renew_at: float | None = None
+        self.authentications = 0
+        self._answered = False
         self._closed = False
         self._spoken: dict[int, tuple[int, int]] = {}
         self._in_use = threading.RLock()
         try:
             self._socket = _connect(address, settings)
         except ssl.SSLCertVerificationError as error:
-            raise ConfigurationError(
-                f"the certificate of broker {address} is not trusted: {error.verify_message}; check ssl.ca.location"
-            ) from error
+            raise _untrusted(address, error) from error
         except OSError as error:
+            if tls.refuses_our_certificate(error):
+                raise _refused(address, error) from error
             raise UnreachableError(
                 f"cannot connect to broker {address}: {error}; does it run, and is security.protocol right?"
             ) from error
@@ -113,6 +127,15 @@ class Connection:
         with self._in_use:  # a descriptor freed under a reader could be a new connection's already
             self._socket.close()
 
+    @property
+    def is_reusable(self) -> bool:
+        """Whether it is open and quiet: no response is outstanding, and the broker has not hung up."""
+        if self._closed or self._expected or self._early:
+            return False
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        return not poll.poll(0)
+
     def request(
         self,
         payload: Any,
@@ -132,10 +155,14 @@ class Connection:
         Raises:
             UnreachableError: no whole answer came, or none that can be read.
         """
+        self._renew_session()
+        self._send_entity(payload)
+        return self._decode(self.receive(timeout=timeout, check_stop=check_stop), response_type)
+
+    def _send_entity(self, payload: Any) -> None:
         body = io.BytesIO()
         entity_writer(type(payload))(body, payload)
-        self.send(payload.__api_key__, payload.__version__, body.getvalue(), flexible=payload.__flexible__)
-        return self._decode(self.receive(timeout=timeout, check_stop=check_stop), response_type)
+        self._send(payload.__api_key__, payload.__version__, body.getvalue(), flexible=payload.__flexible__)
 
     def _decode(self, frame: memoryview, response_type: type[Response]) -> Response:
         # ApiVersions responses have the old header, so that any client can read them (KIP-511).
@@ -151,6 +178,10 @@ class Connection:
 
     def send(self, api_key: int, version: int, *buffers: Buffer, flexible: bool = True) -> None:
         """Send one request, gathered from buffers that are not copied; its response must be received."""
+        self._renew_session()
+        self._send(api_key, version, *buffers, flexible=flexible)
+
+    def _send(self, api_key: int, version: int, *buffers: Buffer, flexible: bool = True) -> None:
         self._correlation_id = (self._correlation_id + 1) & 0x7FFFFFFF
         header = _REQUEST_HEADER.pack(api_key, version, self._correlation_id, len(self._client_id))
         header += self._client_id + (b"\0" if flexible else b"")
@@ -170,6 +201,8 @@ class Connection:
         except OSError as error:
             reason = "we closed it" if self._closed else str(error)
             self.close()
+            if tls.refuses_our_certificate(error):
+                raise _refused(self.address, error) from error
             raise UnreachableError(f"the connection to broker {self.address} broke: {reason}") from error
         except BaseException:
             self.close()
@@ -209,6 +242,19 @@ class Connection:
         Raises:
             UnreachableError: the connection ended, timed out, or answered something else.
         """
+        if self._early:
+            return self._early.popleft()
+        frame = self._receive(buffer, timeout=timeout, check_stop=check_stop)
+        self._answered = True
+        return frame
+
+    def _receive(
+        self,
+        buffer: bytearray | None = None,
+        *,
+        timeout: float | None = None,
+        check_stop: Callable[[], None] | None = None,
+    ) -> memoryview:
         patience = self._settings.socket_timeout if timeout is None else timeout
         prefix = bytearray(8)
         with self._working():
@@ -237,16 +283,18 @@ class Connection:
                     raise OSError(f"it sent nothing for {patience:g} s") from None
                 continue
             if count == 0:
-                raise OSError("the broker closed it")
+                if self._answered:
+                    raise OSError("the broker closed it")
+                protocol = self._settings.security_protocol
+                raise OSError(f"the broker closed it at once; is security.protocol {protocol} right?")
             view = view[count:]
             last_progress = time.monotonic()
 
     def _check_versions(self) -> None:
-        request = ApiVersionsRequest(client_software_name="kafka-backup", client_software_version="1")
-        body = io.BytesIO()
-        entity_writer(ApiVersionsRequest)(body, request)
-        self.send(request.__api_key__, request.__version__, body.getvalue())
-        frame = self.receive()
+        self._send_entity(
+            ApiVersionsRequest(client_software_name="kafka-backup", client_software_version="1")
+        )
+        frame = self._receive()
         # Who does not know this version answers in version 0, whose error code is in the same place (KIP-511).
         if int.from_bytes(frame[4:6], "big") == _UNSUPPORTED_VERSION:
             raise ConfigurationError(
@@ -264,22 +312,64 @@ class Connection:
 
     def _authenticate(self) -> None:
         mechanism = self._settings.properties["sasl.mechanism"]
-        shake = self.request(SaslHandshakeRequest(mechanism=mechanism), SaslHandshakeResponse)
+        began = time.monotonic()
+        shake = self._ask(SaslHandshakeRequest(mechanism=mechanism), SaslHandshakeResponse)
         if shake.error_code:
             raise AuthorizationError(
                 f"broker {self.address} does not offer {mechanism}, only {', '.join(shake.mechanisms)}"
             )
+        lifetime = 0.0
 
         def exchange(token: bytes) -> bytes:
-            answer = self.request(SaslAuthenticateRequest(auth_bytes=token), SaslAuthenticateResponse)
+            nonlocal lifetime
+            answer = self._ask(SaslAuthenticateRequest(auth_bytes=token), SaslAuthenticateResponse)
             if answer.error_code:
                 raise AuthorizationError(
-                    f"broker {self.address} refused user {self._settings.properties['sasl.username']!r}: "
-                    f"{answer.error_message or answer.error_code.name}; check sasl.username and sasl.password"
+                    f"broker {self.address} refused {self._settings.user}: "
+                    f"{answer.error_message or answer.error_code.name}; check the cluster's sasl.* properties"
                 )
+            lifetime = answer.session_lifetime.total_seconds()
             return answer.auth_bytes
 
         auth.authenticate(exchange, self._settings, self.address)
+        self._renew_at = began + lifetime * _USED_OF_SESSION if lifetime > 0 else None
+        self.authentications += 1
+
+    def _renew_session(self) -> None:
+        """Authenticate again when it is time; responses still to come arrive before the broker's answers."""
+        if self._renew_at is None or time.monotonic() < self._renew_at:
+            return
+        while self._expected:
+            self._early.append(self._receive())
+        try:
+            self._authenticate()
+        except BaseException:
+            self.close()
+            raise
+
+    def _ask(self, payload: Any, response_type: type[Response]) -> Response:
+        """Ask as a part of the handshake itself."""
+        self._send_entity(payload)
+        return self._decode(self._receive(), response_type)
+
+
+def _untrusted(address: Address, error: ssl.SSLCertVerificationError) -> ConfigurationError:
+    if tls.is_about_host_name(error):
+        return ConfigurationError(
+            f"the certificate of broker {address} was made for another name: {error.verify_message} Use a name "
+            "that is in it (bootstrap_servers, the broker's advertised.listeners), or set "
+            "ssl.endpoint.identification.algorithm to none"
+        )
+    return ConfigurationError(
+        f"the certificate of broker {address} is not trusted: {error.verify_message}; check ssl.ca.location"
+    )
+
+
+def _refused(address: Address, error: OSError) -> AuthorizationError:
+    return AuthorizationError(
+        f"broker {address} refused our certificate, or wants one and got none ({error}); check "
+        "ssl.certificate.* and ssl.key.*"
+    )
 
 
 def _connect(address: Address, settings: ConnectionSettings) -> socket.socket:
@@ -287,8 +377,9 @@ def _connect(address: Address, settings: ConnectionSettings) -> socket.socket:
     try:
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
-        if settings.uses_tls:
-            raw = auth.wrap_tls(raw, address, settings)
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        if settings.tls is not None:
+            raw = settings.tls.wrap(raw, address.host)
             raw.settimeout(_SLICE_SECONDS)
             return raw
         # The kernel's timeouts, because settimeout() makes the socket non-blocking and MSG_WAITALL void.

@@ -22,7 +22,7 @@ from kio.schema.create_topics.v7.request import (
 from kio.schema.create_topics.v7.response import CreateTopicsResponse
 from kio.schema.errors import ErrorCode
 
-from kafka_backup.errors import KafkaBackupError, UnreachableError
+from kafka_backup.errors import ConfigurationError, KafkaBackupError, UnreachableError
 from kafka_backup.kafka.cluster import Cluster, broker_error
 from kafka_backup.kafka.settings import ConnectionSettings
 
@@ -52,7 +52,14 @@ class TopicAdmin:
 
     def _admin(self) -> AdminClient:
         if self._client is None:
-            self._client = AdminClient({**self._settings.for_librdkafka(), "log_level": 0})
+            if self._settings.tokens is not None:
+                self._settings.tokens.token()  # its errors say more than librdkafka's
+            try:
+                self._client = AdminClient({**self._settings.for_librdkafka(), "log_level": 0})
+            except KafkaException as error:
+                raise ConfigurationError(
+                    f"confluent-kafka does not take the cluster's properties: {error.args[0].str()}"
+                ) from error
         return self._client
 
     def _result(self, future: Future[Any], what: str) -> Any:

@@ -1,0 +1,150 @@
+"""Sessions that the broker ends after two seconds (KIP-368), with work that takes longer."""
+
+import time
+from collections.abc import Iterator
+
+import pytest
+from kio.schema.metadata.v12.request import MetadataRequest
+from kio.schema.metadata.v12.response import MetadataResponse
+
+from kafka_backup.kafka.cluster import Cluster
+from kafka_backup.kafka.connection import Connection
+from kafka_backup.kafka.fetch import PartitionFetcher
+from kafka_backup.kafka.produce import PartitionProducer
+from kafka_backup.kafka.settings import ConnectionSettings
+from kafka_backup.kafka.topics import TopicAdmin
+from tests.support.records import NewRecord, encode_batch
+from tests.support.secure_cluster import SESSION_MS, USER, SecureCluster
+from tests.support.topics import new_topic, produce, read_topic
+from tests.support.waiting import wait_for
+
+RENEWALS = 2
+
+
+class Watched(Cluster):
+    """Remembers the connections that were opened to move records."""
+
+    def __init__(self, settings: ConnectionSettings) -> None:
+        super().__init__(settings, retry_seconds=30)
+        self.opened: list[Connection] = []
+
+    def open_connection(self, address):  # type: ignore[no-untyped-def]
+        self.opened.append(super().open_connection(address))
+        return self.opened[-1]
+
+
+def settings(secure: SecureCluster, mechanism: str = "SCRAM-SHA-512") -> ConnectionSettings:
+    """Of a client at the listener whose sessions are short; tokens are good for little longer than those."""
+    properties = secure.properties("SHORT", mechanism)
+    if mechanism != "OAUTHBEARER":
+        return ConnectionSettings.from_properties(secure.servers("SHORT"), properties)
+    return ConnectionSettings.from_properties(
+        secure.servers("SHORT"),
+        properties,
+        oauth_cb=lambda _: (secure.signer.token(USER, lifetime=5), time.time() + 5),
+    )
+
+
+@pytest.fixture
+def watched(secure: SecureCluster) -> Iterator[Watched]:
+    cluster = Watched(settings(secure))
+    yield cluster
+    cluster.close()
+
+
+def test_a_connection_outlives_its_sessions(secure: SecureCluster) -> None:
+    """What: connections that are asked again and again, for several sessions, one by each mechanism.
+
+    Why: a broker hangs up on the first request after a session's end; tokens end too.
+    Risk: a capture of an hour breaks each few minutes; or the second session shows the first one's token.
+    """
+    connections = []
+    for mechanism in ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"):
+        known = settings(secure, mechanism)
+        connections.append(Connection(known.bootstrap[0], known))
+    question = MetadataRequest(topics=(), include_topic_authorized_operations=False)
+
+    def renewed() -> bool:
+        for connection in connections:
+            assert connection.request(question, MetadataResponse).cluster_id == secure.cluster_id
+        return all(connection.authentications > RENEWALS for connection in connections)
+
+    wait_for(renewed, interval=0.1)
+    for connection in connections:
+        connection.close()
+
+
+def test_both_clients_survive_a_long_silence(secure: SecureCluster) -> None:
+    """What: nothing is asked until the sessions are over; then our client and the admin client go on.
+
+    Why: a capture may be busy with the store for minutes.
+    Risk: the first question afterwards fails, and the topic with it.
+    """
+    known = settings(secure)
+    cluster, admin = Cluster(known, retry_seconds=30), TopicAdmin(known, retry_seconds=30)
+    topic = new_topic(secure)
+    began = time.monotonic()
+    assert cluster.metadata([topic]).topics.keys() == admin.describe_configs([topic]).keys()
+    wait_for(lambda: time.monotonic() - began > SESSION_MS / 1000 + 1, interval=0.1)
+    assert cluster.metadata([topic]).topics.keys() == admin.describe_configs([topic]).keys()
+    cluster.close()
+    admin.close()
+
+
+def test_a_slow_fetch_goes_on_through_its_sessions(secure: SecureCluster, watched: Watched) -> None:
+    """What: one partition read so slowly that the session ends several times, on one connection.
+
+    Why: a capture is as slow as its store, its cap or the broker's quota.
+    Risk: a batch that is skipped or doubled where the session was renewed.
+    """
+    topic = new_topic(secure)
+    count = 1500
+    produce(
+        secure.bootstrap_servers,
+        topic,
+        [NewRecord(b"%d" % n) for n in range(count)],
+        config={"batch.num.messages": 1, "linger.ms": 0},
+    )
+    fetcher = PartitionFetcher(
+        watched,
+        topic,
+        watched.metadata([topic]).topics[topic].topic_id,
+        0,
+        start=0,
+        end=count,
+        isolation="read_committed",
+        retry_seconds=30,
+        check_stop=lambda: None,
+        max_bytes=1,
+    )
+    offsets = []
+    with fetcher:
+        for fetched in fetcher:
+            offsets += [header.base_offset for _, header in fetched.batches]
+            if watched.opened[0].authentications <= RENEWALS:
+                time.sleep(0.02)  # a slow reader
+    assert offsets == list(range(count))
+    assert len(watched.opened) == 1
+    assert watched.opened[0].authentications > RENEWALS
+
+
+def test_a_pipeline_of_writes_goes_on_through_its_sessions(secure: SecureCluster, watched: Watched) -> None:
+    """What: batches with five in flight all the time, while the session is renewed several times.
+
+    Why: the answers that are on their way come before the broker's answer to the renewal.
+    Risk: an acknowledgement taken for another batch's, or lost: the restore's tripwire would fire.
+    """
+    topic = new_topic(secure)
+    producer = PartitionProducer(watched, topic, watched.metadata([topic]).topics[topic].topic_id, 0)
+    sent = acknowledged = 0
+    while watched.opened[0].authentications <= RENEWALS or acknowledged < sent:
+        while sent - acknowledged < 5 and watched.opened[0].authentications <= RENEWALS:
+            producer.send(bytearray(encode_batch([NewRecord(b"%d" % sent, timestamp=1_700_000_000_000)])))
+            sent += 1
+        result = producer.receive()
+        assert (result.error_code, result.base_offset) == (0, acknowledged)
+        acknowledged += 1
+    producer.close()
+    assert len(watched.opened) == 1
+    records = read_topic(secure.bootstrap_servers, topic)[0]
+    assert [record.value for record in records] == [b"%d" % n for n in range(sent)]
