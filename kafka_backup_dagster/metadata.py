@@ -14,7 +14,7 @@ import yaml
 
 if TYPE_CHECKING:
     from kafka_backup.progress import PartitionResult
-    from kafka_backup.repository.restore_documents import Problem, RestoredTopic, RestorePlan, RestoreReport
+    from kafka_backup.repository.restore_documents import Finding, RestoredTopic, RestorePlan, RestoreReport
 
 MAX_ROWS = 100
 """Rows of one table; every one is stored with the event, in each window."""
@@ -150,7 +150,7 @@ def plan_metadata(plan: "RestorePlan") -> Metadata:
     }
 
 
-def problem_lines(problems: Iterable["Problem"]) -> list[str]:
+def problem_lines(problems: Iterable["Finding"]) -> list[str]:
     """Return one line for each problem, with its place."""
     lines = []
     for problem in problems:

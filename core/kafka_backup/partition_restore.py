@@ -27,7 +27,7 @@ from kafka_backup.repository.commit_log import CommitLog
 from kafka_backup.repository.restore_documents import PlannedPartition, PlannedTopic, RestoreRequest
 from kafka_backup.repository.segments import SegmentReader
 from kafka_backup.repository.store import Store
-from kafka_backup.restore_plan import source_segments
+from kafka_backup.restore_source import source_segments
 
 _IN_FLIGHT = 5
 """Requests in flight that an idempotent producer may have (KIP-98); the broker keeps five batches."""

@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from kafka_backup.errors import ConfigurationError, RefusedError, WriterConflictError
-from kafka_backup.kafka.cluster import Cluster
+from kafka_backup.kafka.cluster import EARLIEST, LATEST, Cluster, OffsetAnswer
+from kafka_backup.kafka.metadata import TopicMetadata
 from kafka_backup.kafka.topics import TopicAdmin, wait_for_leaders
 from kafka_backup.offset_mapping import OffsetMap
 from kafka_backup.partition_restore import Outcome, PartitionRestore, PartitionTarget
@@ -35,23 +36,10 @@ from kafka_backup.repository.restore_documents import (
     RestoreReport,
 )
 from kafka_backup.repository.restore_folder import RestoreFolder
-from kafka_backup.restore_plan import make_plan, refuse_if_abandoned, refuse_problems
+from kafka_backup.restore_findings import refusal
+from kafka_backup.restore_plan import make_plan, refuse_if_abandoned
+from kafka_backup.restore_target import safe_configuration
 
-_MAX_LONG = str(2**63 - 1)
-_SAFE = {
-    "retention.ms": "-1",
-    "retention.bytes": "-1",
-    "cleanup.policy": "delete",
-    "message.timestamp.type": "CreateTime",
-    "compression.type": "producer",
-}
-"""What keeps every record as it is written, whatever its age."""
-_SAFE_TIMESTAMPS = (
-    "message.timestamp.before.max.ms",
-    "message.timestamp.after.max.ms",
-    "message.timestamp.difference.max.ms",
-)
-"""Bounds on timestamps; which of them exist depends on the broker (KIP-937)."""
 _RETENTION = ("retention.ms", "retention.bytes")
 _PROGRESS_SECONDS = 0.5
 
@@ -68,7 +56,8 @@ def run(
     on_progress: Callable[[RestoreProgress], None] | None,
 ) -> RestoreReport:
     """Carry out a plan; see `Engine.restore`."""
-    refuse_problems(plan)
+    if (refused := refusal(plan)) is not None:
+        raise refused
     folder = repository.restore_folder(plan.request.restore_id)
     if (done := folder.report()) is not None:
         _check_still_there(done, cluster)
@@ -107,12 +96,16 @@ def _pinned(
         plan = make_plan(
             plan.request, repository=repository, cluster=cluster, admin=admin, number=plan.number + 1
         )
-        refuse_problems(plan)
+        if (refused := refusal(plan)) is not None:
+            raise refused
 
 
 def _has_expired(plan: RestorePlan, repository: Repository) -> bool:
-    logs = [(topic.head, repository.commit_log(topic.source, topic.source_topic_id)) for topic in plan.topics]
-    return any(commit.action != "capture" for head, log in logs for commit in log.commits[head + 1 :])
+    for topic in plan.topics:
+        log = repository.commit_log(topic.source, topic.source_topic_id)
+        if log.head != topic.head and any(c.action != "capture" for c in log.commits[topic.head + 1 :]):
+            return True
+    return False
 
 
 def _check_still_there(done: RestoreReport, cluster: Cluster) -> None:
@@ -364,51 +357,78 @@ class _Restore:
             )
 
     def _prepare_topics(self, previous: Sequence[RestoreAttempt]) -> dict[str, str]:
-        """Make sure that every target exists, is ours to write, and keeps all that it gets."""
+        """Make sure that every target exists, is ours to write, and keeps all that it gets.
+
+        Nothing is changed before all of them were looked at.
+        """
         claimed = {entry.topic: entry.topic_id for entry in previous[-1].targets} if previous else {}
-        existing = self._cluster.metadata(None).topics
+        existing = self._cluster.metadata([topic.target for topic in self._plan.topics]).topics
+        for topic in self._plan.topics:
+            expected = claimed.get(topic.target, topic.target_topic_id)
+            self._check_target(topic, existing.get(topic.target), expected)
+        if not previous:
+            self._check_untouched(existing)
         topic_ids = {}
         for topic in self._plan.topics:
             self._stop.check()
             found = existing.get(topic.target)
-            if found is not None and len(found.partitions) != topic.partition_count:
-                raise RefusedError(
-                    f"{topic.target} has {len(found.partitions)} partitions, the plan says "
-                    f"{topic.partition_count}; somebody else created or changed it. Plan a new restore"
-                )
-            expected = claimed.get(topic.target, topic.target_topic_id)
-            if found is None and expected is not None:
-                raise RefusedError(
-                    f"{topic.target} was deleted since restore {self._plan.request.restore_id} was planned or "
-                    "begun; plan a new restore with another id"
-                )
-            if found is None:
-                topic_ids[topic.target] = self._create(topic)
-            elif expected is not None and found.topic_id != expected:
-                raise RefusedError(
-                    f"{topic.target} was deleted and re-created since restore "
-                    f"{self._plan.request.restore_id} was planned or begun; plan a new restore with another id"
-                )
-            else:
-                # Without a claim it may be the topic of an attempt that died before its claim; if it
-                # holds anything, only bytes of the plan will pass the comparison.
-                topic_ids[topic.target] = found.topic_id
+            # Without a claim it may be the topic of an attempt that died before its claim.
+            topic_ids[topic.target] = found.topic_id if found is not None else self._create(topic)
             self._make_safe(topic)
         return topic_ids
+
+    def _check_target(self, topic: PlannedTopic, found: TopicMetadata | None, expected: str | None) -> None:
+        restore_id = self._plan.request.restore_id
+        if found is not None and len(found.partitions) != topic.partition_count:
+            raise RefusedError(
+                f"{topic.target} has {len(found.partitions)} partitions, the plan says "
+                f"{topic.partition_count}; somebody else created or changed it. Plan a new restore"
+            )
+        if expected is None or (found is not None and found.topic_id == expected):
+            return
+        happened = "deleted" if found is None else "deleted and re-created"
+        raise RefusedError(
+            f"{topic.target} was {happened} since restore {restore_id} was planned or begun; plan a new "
+            "restore with another id"
+        )
+
+    def _check_untouched(self, existing: Mapping[str, TopicMetadata]) -> None:
+        """Before our first write the targets must be as the plan found them: empty."""
+        keys = [(name, partition) for name, topic in existing.items() for partition in topic.partitions]
+        starts = self._cluster.list_offsets(dict.fromkeys(keys, EARLIEST), isolation="read_uncommitted")
+        ends = self._cluster.list_offsets(dict.fromkeys(keys, LATEST), isolation="read_uncommitted")
+        planned = {
+            (topic.target, part.partition): part.initial_end
+            for topic in self._plan.topics
+            for part in topic.partitions
+        }
+        filled = []
+        for key in keys:
+            start, end = starts[key], ends[key]
+            if not isinstance(start, OffsetAnswer):
+                raise start
+            if not isinstance(end, OffsetAnswer):
+                raise end
+            if end.offset != planned.get(key, start.offset):
+                filled.append(f"{key[0]} [{key[1]}] (offsets [{start.offset}, {end.offset}))")
+        if filled:
+            raise RefusedError(
+                f"records appeared in {', '.join(filled)} since restore {self._plan.request.restore_id} was "
+                "planned; nothing was written. Restore under another name with another id"
+            )
 
     def _create(self, topic: PlannedTopic) -> str:
         self._admin.create_topic(
             topic.target,
             partitions=topic.partition_count,
             replication_factor=topic.replication_factor,
-            configs={**_SAFE, "max.message.bytes": str(topic.max_batch_bytes)},
+            configs=safe_configuration({}, max_batch_bytes=topic.max_batch_bytes),
         )
         return wait_for_leaders(self._cluster, topic.target, partitions=topic.partition_count)
 
     def _make_safe(self, topic: PlannedTopic) -> None:
         known = self._admin.describe_configs([topic.target])[topic.target]
-        safe = {**_SAFE, "max.message.bytes": str(topic.max_batch_bytes)}
-        safe |= {name: _MAX_LONG for name in _SAFE_TIMESTAMPS if name in known}
+        safe = safe_configuration(known, max_batch_bytes=topic.max_batch_bytes)
         self._admin.alter_configs(topic.target, set=safe, delete=())
 
     def _claim(self, previous: Sequence[RestoreAttempt], topic_ids: Mapping[str, str]) -> None:

@@ -1,55 +1,43 @@
-"""Plan a restore: what goes where, and everything that forbids it, before anything is written."""
+"""Plan a restore: what goes where, and everything that forbids it, before anything is written.
+
+What is taken is chosen in `restore_source`, what is found at the target in `restore_target`; here
+both become the plan, which is all that carrying it out goes by.
+"""
 
 from __future__ import annotations
 
 import re
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from kafka_backup.errors import BrokerError, ConfigurationError, RefusedError
-from kafka_backup.kafka.cluster import EARLIEST, LATEST, Cluster, OffsetAnswer
+from kafka_backup.errors import ConfigurationError, RefusedError
+from kafka_backup.kafka.cluster import Cluster
 from kafka_backup.kafka.metadata import ClusterMetadata
-from kafka_backup.kafka.topics import TopicAdmin, validate_topic
-from kafka_backup.repository.commit_log import CommitLog
-from kafka_backup.repository.documents import Commit
+from kafka_backup.kafka.topics import TopicAdmin
+from kafka_backup.repository.layout import is_topic_name
 from kafka_backup.repository.repository import Repository
 from kafka_backup.repository.restore_documents import (
     PlannedPartition,
     PlannedTopic,
-    Problem,
     RestorePlan,
     RestoreRequest,
 )
 from kafka_backup.repository.restore_folder import RestoreFolder
 from kafka_backup.repository.segments import StoredSegment
-from kafka_backup.selection import TopicSelection
+from kafka_backup.restore_findings import Findings
+from kafka_backup.restore_source import (
+    INTERNAL_TOPICS,
+    SourceTopic,
+    check_objects,
+    find_sources,
+    source_segments,
+)
+from kafka_backup.restore_target import TargetPreflight
 
-_TOPIC_NAME = re.compile(r"[a-zA-Z0-9._-]{1,249}")
-_LARGEST_REQUEST = 100 * 1024 * 1024
-"""Default of the brokers' ``socket.request.max.bytes``."""
 _BATCH_HEADROOM = 64 * 1024
 """A batch that is compressed again may come out a little larger than it was."""
 _DEFAULT_MAX_MESSAGE_BYTES = 1_048_588
-NAMES_BROKERS = frozenset(
-    {"leader.replication.throttled.replicas", "follower.replication.throttled.replicas"}
-)
-"""Topic settings whose values are broker ids of the old cluster."""
-
-
-def source_segments(
-    log: CommitLog, *, head: int, partition: int, from_ms: int | None
-) -> Sequence[StoredSegment]:
-    """Return the live segments of a partition as of commit `head`, in offset order.
-
-    Segments whose largest timestamp lies before `from_ms` are left out: none of their records can be
-    wanted.
-    """
-    return [
-        segment
-        for segment in log.segments(partition, until_commit=head)
-        if from_ms is None or segment.entry.max_timestamp >= from_ms
-    ]
 
 
 def plan(
@@ -82,13 +70,6 @@ def refuse_if_abandoned(folder: RestoreFolder) -> None:
         raise RefusedError(f"restore {folder.restore_id} was abandoned; use a new --id to restore again")
 
 
-def refuse_problems(plan: RestorePlan) -> None:
-    """Raise RefusedError if the plan cannot be carried out, with everything that forbids it."""
-    if plan.problems:
-        listed = "; ".join(problem.detail for problem in plan.problems)
-        raise RefusedError(f"restore {plan.request.restore_id} cannot be carried out: {listed}")
-
-
 def make_plan(
     request: RestoreRequest, *, repository: Repository, cluster: Cluster, admin: TopicAdmin, number: int
 ) -> RestorePlan:
@@ -105,8 +86,8 @@ def make_plan(
         ConfigurationError: the request names what the repository lacks.
     """
     metadata = cluster.metadata(None)
-    planner = _Planner(request, repository, cluster, admin, metadata)
-    topics = planner.topics()
+    findings = Findings()
+    topics = _Planner(request, repository, cluster, admin, metadata, findings).topics()
     return RestorePlan(
         number=number,
         request=request,
@@ -115,7 +96,8 @@ def make_plan(
         repository_id=repository.document.repository_id,
         target_cluster_id=metadata.cluster_id,
         topics=tuple(topics),
-        problems=tuple(planner.problems),
+        problems=tuple(findings.problems),
+        notes=tuple(findings.notes),
     )
 
 
@@ -149,159 +131,138 @@ class _Planner:
         cluster: Cluster,
         admin: TopicAdmin,
         metadata: ClusterMetadata,
+        findings: Findings,
     ) -> None:
         self._request = request
         self._repository = repository
-        self._cluster = cluster
-        self._admin = admin
-        self._metadata = metadata
-        self.problems: list[Problem] = []
+        self._preflight = TargetPreflight(cluster, admin, metadata, findings)
+        self._findings = findings
 
     def topics(self) -> list[PlannedTopic]:
-        """Plan every selected topic; what forbids the restore is collected in `problems`."""
-        sources = self._sources()
+        """Plan every selected topic; what forbids the restore is collected."""
         planned = []
         targets: dict[str, str] = {}
-        for topic, (log, head) in sources.items():
-            target = rename(self._request, topic)
-            if other := targets.get(target):
-                self._problem("same_target", topic, f"{topic} and {other} would both become {target}")
-                continue
-            targets[target] = topic
-            if (one := self._topic(topic, target, log, head)) is not None:
+        for source in find_sources(self._request, self._repository, self._findings):
+            target = rename(self._request, source.topic)
+            if (other := targets.get(target)) is not None:
+                self._findings.problem(
+                    "same_target", source.topic, f"{source.topic} and {other} would both become {target}"
+                )
+            targets[target] = source.topic
+            if (one := self._topic(source, target)) is not None:
                 planned.append(one)
+        self._preflight.check_rights({one.target: one.source for one in planned})
         return planned
 
-    def _problem(self, kind: str, topic: str | None, detail: str, partition: int | None = None) -> None:
-        self.problems.append(Problem(kind=kind, topic=topic, partition=partition, detail=detail))
-
-    def _sources(self) -> dict[str, tuple[CommitLog, int]]:
-        """The commit log and head of each selected topic's incarnation."""
-        repository = self._repository
-        if self._request.capture is not None:
-            capture = repository.capture(self._request.capture)
-            heads = {entry.topic: (entry.topic_id, entry.head) for entry in capture.topics}
-            names = self._select(heads, f"capture {capture.capture_id}")
-            return {name: (repository.commit_log(name, heads[name][0]), heads[name][1]) for name in names}
-        known = repository.topics()
-        names = self._select({topic for topic, _ in known}, "the repository")
-        sources = {}
-        for name in names:
-            if (log := self._incarnation(name)) is not None and log.head is not None:
-                sources[name] = (log, log.head)
-        return sources
-
-    def _select(self, names: Mapping[str, object] | set[str], where: str) -> Sequence[str]:
-        selected = TopicSelection.parse(self._request.topics or ("*",)).select(names, where=where)
-        if not selected:
-            raise ConfigurationError(f"no topic of {where} matches the selection; nothing to restore")
-        return selected
-
-    def _incarnation(self, topic: str) -> CommitLog | None:
-        """The one incarnation meant; where a name stands for several that hold data, ask which."""
-        logs = [log for log in self._repository.commit_logs(topic) if log.head is not None]
-        wanted = self._request.incarnation
-        if wanted is not None:
-            found = next((log for log in logs if log.topic_id == wanted), None)
-            if found is None:
-                self._problem(
-                    "no_such_incarnation", topic, f"the repository has no incarnation {wanted} of it"
-                )
-            return found
-        with_data = [log for log in logs if _records(log)]
-        newest = logs[-1] if logs else None
-        if len(with_data) > 1 or (with_data and newest is not with_data[-1]):
-            described = ", ".join(f"{log.topic_id} ({_records(log)} records)" for log in logs)
-            self._problem(
-                "several_incarnations",
-                topic,
-                f"the topic was deleted and re-created; say which with --incarnation: {described}",
+    def _topic(self, source: SourceTopic, target: str) -> PlannedTopic | None:
+        topic = source.topic
+        incarnation = source.commit.incarnation
+        if topic in INTERNAL_TOPICS:
+            self._findings.problem(
+                "internal_topic", topic, "topics internal to Kafka can be captured, not restored"
             )
             return None
-        return newest
-
-    def _topic(self, topic: str, target: str, log: CommitLog, head: int) -> PlannedTopic | None:
-        request = self._request
-        commit = log.commits[head]
-        incarnation = commit.incarnation
-        if topic.startswith("__"):
-            self._problem("internal_topic", topic, "topics internal to Kafka can be captured, not restored")
+        segments = self._segments(source)
+        check_objects(
+            source,
+            [one for each in segments.values() for one in each],
+            self._repository.store,
+            self._findings,
+        )
+        partitions = [self._partition(source, partition, each) for partition, each in segments.items()]
+        if not is_topic_name(target) or target in INTERNAL_TOPICS:
+            self._findings.problem("bad_target_name", topic, f"{target!r} is not a possible name of a topic")
             return None
-        if not _TOPIC_NAME.fullmatch(target) or target in (".", ".."):
-            self._problem("bad_target_name", topic, f"{target!r} is not a possible topic name")
-            return None
-        wanted = sorted(set(request.partitions)) or range(incarnation.partition_count)
-        if missing := [p for p in wanted if p >= incarnation.partition_count]:
-            self._problem(
-                "no_such_partition", topic, f"it has {incarnation.partition_count} partitions, not {missing}"
-            )
-            return None
-        initial_ends, target_id, known_configuration = self._target(topic, target, commit)
-        if known_configuration is None:
-            return None
+        copies = self._preflight.replication_factor(
+            topic, target, self._request.replication_factor or incarnation.replication_factor
+        )
+        found = self._preflight.look(
+            topic, target, partition_count=incarnation.partition_count, replication_factor=copies
+        )
         saved = {
             name: value.value
-            for name, value in incarnation.configuration.items()
+            for name, value in source.configured.incarnation.configuration.items()
             if value.source == "DYNAMIC_TOPIC_CONFIG" and value.value is not None
         }
-        configuration = {
-            name: value
-            for name, value in saved.items()
-            if name in known_configuration and name not in NAMES_BROKERS
-        }
-        probe = target if target_id is None else f"{target[:200]}.defaults"
-        self._validate(topic, probe, commit, configuration)
-        partitions = []
-        largest = 0
-        for partition in wanted:
-            segments = source_segments(log, head=head, partition=partition, from_ms=request.from_ms)
-            largest = max([largest, *(segment.entry.largest_batch for segment in segments)])
-            self._check_objects(topic, segments)
-            planned = self._partition(topic, log, head, partition, segments)
-            partitions.append(planned.model_copy(update={"initial_end": initial_ends.get(partition, 0)}))
-        if largest + _BATCH_HEADROOM > _LARGEST_REQUEST:
-            self._problem(
-                "batch_too_large",
-                topic,
-                f"a batch of {largest} bytes exceeds what brokers take in one request",
-            )
-        final = {**known_configuration, **configuration}
+        configuration = self._preflight.configuration(
+            topic,
+            target,
+            saved,
+            found,
+            partition_count=incarnation.partition_count,
+            replication_factor=copies,
+        )
+        final = {**found.defaults, **configuration}
         return PlannedTopic(
             source=topic,
             source_topic_id=incarnation.topic_id,
             target=target,
-            target_topic_id=target_id,
-            target_configuration=self._own_configuration(target) if target_id is not None else {},
-            head=head,
-            head_sha256=log.sha256_of(head),
+            target_topic_id=found.topic_id,
+            target_configuration=dict(found.own),
+            head=source.head,
+            head_sha256=source.log.sha256_of(source.head),
+            configured_by=source.configured.number,
             partition_count=incarnation.partition_count,
-            replication_factor=incarnation.replication_factor,
+            replication_factor=copies,
             configuration=configuration,
             not_applied={name: value for name, value in saved.items() if name not in configuration},
-            retention_ms=int(final.get("retention.ms", "-1")),
-            retention_bytes=int(final.get("retention.bytes", "-1")),
-            max_batch_bytes=max(
-                largest + _BATCH_HEADROOM,
-                int(final.get("max.message.bytes", "0")),
-                _DEFAULT_MAX_MESSAGE_BYTES,
+            retention_ms=int(final.get("retention.ms") or -1),
+            retention_bytes=int(final.get("retention.bytes") or -1),
+            max_batch_bytes=self._max_batch_bytes(
+                topic,
+                max((one.entry.largest_batch for each in segments.values() for one in each), default=0),
+                int(final.get("max.message.bytes") or 0),
             ),
-            partitions=tuple(partitions),
+            partitions=tuple(
+                part.model_copy(update={"initial_end": found.initial_ends.get(part.partition, 0)})
+                for part in partitions
+            ),
         )
 
-    def _partition(
-        self, topic: str, log: CommitLog, head: int, partition: int, segments: Sequence[StoredSegment]
-    ) -> PlannedPartition:
-        ranges = [
-            part
-            for commit in log.commits[: head + 1]
-            for part in commit.partitions
-            if part.partition == partition
-        ]
-        if not ranges:
-            self._problem(
-                "not_captured",
+    def _segments(self, source: SourceTopic) -> dict[int, Sequence[StoredSegment]]:
+        """The segments of each wanted partition."""
+        count = source.commit.incarnation.partition_count
+        wanted = sorted(set(self._request.partitions)) or range(count)
+        if missing := [partition for partition in wanted if partition >= count]:
+            self._findings.problem(
+                "no_such_partition", source.topic, f"it has {count} partitions, no partition {missing}"
+            )
+        return {
+            partition: source_segments(
+                source.log, head=source.head, partition=partition, from_ms=self._request.from_ms
+            )
+            for partition in wanted
+            if partition < count
+        }
+
+    def _max_batch_bytes(self, topic: str, largest: int, configured: int) -> int:
+        most = self._preflight.largest_batch
+        if largest > most:
+            self._findings.note(
+                "split_batches",
                 topic,
+                f"batches of up to {largest} bytes are split, because the target's brokers take requests of "
+                f"{most} bytes at most",
+            )
+        return min(most, max(largest + _BATCH_HEADROOM, configured, _DEFAULT_MAX_MESSAGE_BYTES))
+
+    def _partition(
+        self, source: SourceTopic, partition: int, segments: Sequence[StoredSegment]
+    ) -> PlannedPartition:
+        ranges = source.ranges.get(partition, ())
+        if not ranges:
+            self._findings.problem(
+                "not_captured",
+                source.topic,
                 "no capture has saved this partition yet (it failed each time); leave it out with --partition",
+                partition,
+            )
+        for span in source.lost(partition):
+            self._findings.note(
+                "lost",
+                source.topic,
+                f"source offsets [{span.start}, {span.end}) were lost ({span.reason}) before a capture could save "
+                "them",
                 partition,
             )
         bounded = self._request.from_ms is not None or self._request.until_ms is not None
@@ -315,106 +276,6 @@ class _Planner:
             reencoded_batches=sum(segment.entry.reencoded_batches for segment in segments),
             records=sum(segment.entry.records for segment in segments)
             if bounded
-            else log.records(partition, until_commit=head),
+            else source.log.records(partition, until_commit=source.head),
+            newest=max((segment.entry.max_timestamp for segment in segments), default=None),
         )
-
-    def _target(
-        self, topic: str, target: str, commit: Commit
-    ) -> tuple[dict[int, int], str | None, dict[str, str] | None]:
-        """Look at the target: initial ends, topic id if it exists, its settings in force.
-
-        The settings are those that a topic without any of its own has there; None after a problem.
-        """
-        existing = self._metadata.topics.get(target)
-        count = commit.incarnation.partition_count
-        if existing is None:
-            try:
-                defaults = validate_topic(
-                    self._cluster,
-                    target,
-                    partitions=count,
-                    replication_factor=commit.incarnation.replication_factor,
-                )
-            except BrokerError as error:
-                self._problem("cannot_create", topic, f"{target} cannot be created: {error}")
-                return {}, None, None
-            return {}, None, defaults
-        if len(existing.partitions) != count:
-            self._problem(
-                "partition_count",
-                topic,
-                f"{target} exists with {len(existing.partitions)} partitions, the source has {count}; records "
-                "cannot be spread over another number of partitions and keep their order",
-            )
-            return {}, existing.topic_id, None
-        keys = [(target, partition) for partition in existing.partitions]
-        starts = self._cluster.list_offsets(dict.fromkeys(keys, EARLIEST), isolation="read_uncommitted")
-        ends = self._cluster.list_offsets(dict.fromkeys(keys, LATEST), isolation="read_uncommitted")
-        initial: dict[int, int] = {}
-        for key in keys:
-            start, end = starts[key], ends[key]
-            if not isinstance(start, OffsetAnswer) or not isinstance(end, OffsetAnswer):
-                self._problem(
-                    "unreachable", topic, f"{target} [{key[1]}]: the offsets could not be asked", key[1]
-                )
-                continue
-            if end.offset > start.offset:
-                self._problem(
-                    "target_not_empty",
-                    topic,
-                    f"{target} [{key[1]}] holds offsets [{start.offset}, {end.offset}); restore under another "
-                    "name (--rename, --prefix) or delete the topic first",
-                    key[1],
-                )
-            initial[key[1]] = end.offset
-        described = self._admin.describe_configs([target])[target]
-        known = {
-            name: value.value or ""
-            for name, value in described.items()
-            if value.source != "DYNAMIC_TOPIC_CONFIG"
-        }
-        own = {name: "" for name, value in described.items() if value.source == "DYNAMIC_TOPIC_CONFIG"}
-        if own:
-            defaults = validate_topic(
-                self._cluster, f"{target[:200]}.defaults", partitions=1, replication_factor=1
-            )
-            known |= {name: defaults.get(name, "") for name in own}
-        return initial, existing.topic_id, known
-
-    def _own_configuration(self, target: str) -> dict[str, str]:
-        return {
-            name: value.value
-            for name, value in self._admin.describe_configs([target])[target].items()
-            if value.source == "DYNAMIC_TOPIC_CONFIG" and value.value is not None
-        }
-
-    def _validate(self, topic: str, target: str, commit: Commit, configuration: Mapping[str, str]) -> None:
-        try:
-            validate_topic(
-                self._cluster,
-                target,
-                partitions=commit.incarnation.partition_count,
-                replication_factor=commit.incarnation.replication_factor,
-                configuration=configuration,
-            )
-        except BrokerError as error:
-            self._problem("configuration", topic, f"{target} does not take the saved configuration: {error}")
-
-    def _check_objects(self, topic: str, segments: Sequence[StoredSegment]) -> None:
-        """Every object must be there with its size; their contents are checked when they are read."""
-        for segment in segments:
-            key = segment.key
-            size = self._repository.store.size(key)
-            if size is None:
-                self._problem("missing_object", topic, f"the object {key} is missing", segment.partition)
-            elif size != segment.entry.stored_size:
-                self._problem(
-                    "damaged_object",
-                    topic,
-                    f"the object {key} has {size} bytes instead of {segment.entry.stored_size}",
-                    segment.partition,
-                )
-
-
-def _records(log: CommitLog) -> int:
-    return sum(log.records(partition) for partition in range(log.commits[-1].incarnation.partition_count))

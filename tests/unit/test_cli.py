@@ -83,6 +83,7 @@ WRONG = [
     (["restore", "--id", "r", "--rename", "(=x"], "not a valid regular expression"),
     (["restore", "--id", "r", "--partition", "-1"], "--partition"),
     (["restore", "--id", "r", "--partition", "one"], "--partition"),
+    (["restore", "--id", "r", "--replication-factor", "0"], "--replication-factor"),
     (["restore", "--id", "r", "--from", "2026-01-31T12:00:00"], "offset from UTC"),
     (["restore", "--id", "r", "--until", "noon"], "not a time"),
     (["restore", "--id", "r", "--replace"], "No such option"),
@@ -473,6 +474,7 @@ def test_a_restore_asks_for_what_was_typed(config: Path, monkeypatch: pytest.Mon
         *("restore", "--id", "r-1", "--topic", "app_*", "--topic", "orders", "--prefix", "p-"),
         *("--rename", "(?=a)(.*)=x_\\1", "--rename", "b=", "--partition", "3", "--partition", "0"),
         *("--from", "1969-12-31T23:59:59.999Z", "--until", "5", "--capture", "c", "--incarnation", "i"),
+        *("--replication-factor", "2"),
     )
     (request,) = seen
     assert request.model_dump() == {
@@ -488,4 +490,5 @@ def test_a_restore_asks_for_what_was_typed(config: Path, monkeypatch: pytest.Mon
         "until_ms": 5,
         "capture": "c",
         "incarnation": "i",
+        "replication_factor": 2,
     }

@@ -60,6 +60,10 @@ def _window(window: Window | None) -> Document | None:
     return {"start": format_time(window.start), "end": format_time(window.end)}
 
 
+def _time(milliseconds: int | None) -> str | None:
+    return None if milliseconds is None else format_time(milliseconds)
+
+
 def _lost_spans(spans: Iterable[LostSpan]) -> list[Document]:
     return [{"start": span.start, "end": span.end, "reason": span.reason} for span in spans]
 
@@ -278,6 +282,10 @@ def planned(plan: RestorePlan) -> Document:
         "topics": [_planned_topic(topic) for topic in plan.topics],
         "groups": [],
         "problems": [problem.model_dump() for problem in plan.problems],
+        "notes": [note.model_dump() for note in plan.notes],
+        "target_cluster": plan.target_cluster_id,
+        "from": _time(plan.request.from_ms),
+        "until": _time(plan.request.until_ms),
     }
 
 
@@ -287,6 +295,7 @@ def _planned_topic(topic: PlannedTopic) -> Document:
         "source_topic_id": topic.source_topic_id,
         "target": topic.target,
         "creates_target": topic.target_topic_id is None,
+        "replication_factor": topic.replication_factor,
         "configuration": dict(topic.configuration),
         "not_applied": dict(topic.not_applied),
         "partitions": [
@@ -296,6 +305,7 @@ def _planned_topic(topic: PlannedTopic) -> Document:
                 "source_end": part.source_end,
                 "records": part.records,
                 "raw_bytes": part.raw_bytes,
+                "newest": _time(part.newest),
                 "fast_batches": part.batches - part.reencoded_batches,
                 "slow_batches": part.reencoded_batches,
                 "target_start": part.initial_end,

@@ -13,13 +13,14 @@ from pydantic import ValidationError
 from kafka_backup.cli import answers, tables
 from kafka_backup.cli.answers import CaptureAnswer, Document
 from kafka_backup.cli.options import TIME, Parsed, as_json, topics_option
-from kafka_backup.cli.session import EXIT_DAMAGED, EXIT_OK, EXIT_REFUSED, Session
+from kafka_backup.cli.session import EXIT_DAMAGED, EXIT_OK, Session
 from kafka_backup.cli.tables import ProgressBars
 from kafka_backup.engine import Engine
 from kafka_backup.errors import ConfigurationError, DamagedError
 from kafka_backup.progress import BackupProgress, StopToken
 from kafka_backup.repository.documents import Window
 from kafka_backup.repository.restore_documents import RenameRule, RestorePlan, RestoreRequest
+from kafka_backup.restore_findings import refusal
 from kafka_backup.times import parse_window
 
 
@@ -219,6 +220,12 @@ def _verify_restore(session: Session, restore_id: str) -> int:
 @click.option(
     "--incarnation", metavar="ID", help="The topic id to restore, where a topic was deleted and re-created."
 )
+@click.option(
+    "--replication-factor",
+    type=click.IntRange(1, 2**15 - 1),
+    metavar="N",
+    help="Copies of the topics that are created; by default as many as the source had.",
+)
 @click.option("--execute", is_flag=True, help="Do it. Without this the plan is shown and nothing is changed.")
 @click.option(
     "--release-retention",
@@ -280,11 +287,11 @@ def _restore(session: Session, request: RestoreRequest, *, execute: bool) -> int
     document = answers.planned(plan)
     bounded = request.from_ms is not None or request.until_ms is not None
     session.answer(document, *tables.plan(document, bounded=bounded))
-    if not plan.problems:
+    if (refused := refusal(plan)) is None:
         session.say("nothing was changed; add --execute to do it")
         return EXIT_OK
-    session.complain(f"restore {request.restore_id} cannot be carried out: {plan.problems[0].detail}")
-    return EXIT_REFUSED
+    session.complain(str(refused))
+    return refused.exit_code
 
 
 def _release_retention(session: Session, restore_id: str) -> int:

@@ -117,12 +117,16 @@ def verification(document: Document) -> tuple[Table, ...]:
 
 
 def _problems(document: Document, *columns: str) -> tuple[Table, ...]:
-    if not document["problems"]:
-        return ()
-    table = _table("problems", *columns)
-    for problem in document["problems"]:
-        table.add_row(*("" if problem[column] is None else str(problem[column]) for column in columns))
-    return (table,)
+    return tuple(
+        _findings(title, document[title], *columns) for title in ("problems", "notes") if document.get(title)
+    )
+
+
+def _findings(title: str, found: Iterable[Document], *columns: str) -> Table:
+    table = _table(title, *columns)
+    for one in found:
+        table.add_row(*("" if one[column] is None else str(one[column]) for column in columns))
+    return table
 
 
 def plan(document: Document, *, bounded: bool) -> tuple[Table, ...]:
@@ -133,9 +137,10 @@ def plan(document: Document, *, bounded: bool) -> tuple[Table, ...]:
         bounded: it has time bounds, so that its record counts are upper limits.
     """
     table = _table(
-        f"plan of restore {document['restore_id']}: {document['status']}",
-        *("topic", "target", "#partitions", "#records", "#bytes", "#fast batches", "#slow batches"),
-        *("configuration", "not applied"),
+        f"plan of restore {document['restore_id']} into cluster {document['target_cluster']}"
+        f"{_bounds(document)}: {document['status']}",
+        *("topic", "target", "#partitions", "#records", "#bytes", "newest record"),
+        *("#fast batches", "#slow batches"),
     )
     for topic in document["topics"]:
         parts = topic["partitions"]
@@ -145,16 +150,26 @@ def plan(document: Document, *, bounded: bool) -> tuple[Table, ...]:
             _count(len(parts)),
             ("<= " if bounded else "") + _count(_sum(parts, "records")),
             decimal(_sum(parts, "raw_bytes")),
+            max((part["newest"] for part in parts if part["newest"]), default=""),
             _count(_sum(parts, "fast_batches")),
             _count(_sum(parts, "slow_batches")),
-            _settings(topic["configuration"]),
-            _settings(topic["not_applied"]),
         )
-    return (table, *_problems(document, "kind", "topic", "partition", "detail"))
+    return (table, *_settings(document), *_problems(document, "kind", "topic", "partition", "detail"))
 
 
-def _settings(settings: dict[str, str]) -> str:
-    return "\n".join(f"{name}={value}" for name, value in sorted(settings.items()))
+def _bounds(document: Document) -> str:
+    return "".join(f", {word} {document[word]}" for word in ("from", "until") if document[word])
+
+
+def _settings(document: Document) -> tuple[Table, ...]:
+    """Show the saved settings of each target, those that cannot be applied there included."""
+    table = _table("settings", "target", "setting", "value", "applied")
+    for topic in document["topics"]:
+        for name, value in sorted({**topic["configuration"], **topic["not_applied"]}.items()):
+            table.add_row(
+                topic["target"], name, value, "no" if name in topic["not_applied"] else "at the end"
+            )
+    return (table,) if table.row_count else ()
 
 
 def restoration(document: Document) -> Table:

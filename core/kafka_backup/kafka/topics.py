@@ -22,11 +22,15 @@ from kio.schema.create_topics.v7.request import (
 from kio.schema.create_topics.v7.response import CreateTopicsResponse
 from kio.schema.errors import ErrorCode
 
-from kafka_backup.errors import ConfigurationError, KafkaBackupError, UnreachableError
+from kafka_backup.errors import BrokerError, ConfigurationError, KafkaBackupError, UnreachableError
 from kafka_backup.kafka.cluster import Cluster, broker_error
 from kafka_backup.kafka.settings import ConnectionSettings
 
 _BATCH = 500
+
+
+class TopicExistsError(BrokerError):
+    """A topic cannot be created because there is one of its name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,8 +105,18 @@ class TopicAdmin:
         futures = self._admin().create_topics([topic], request_timeout=self._retry_seconds)
         self._result(futures[name], f"creating topic {name}")
 
-    def alter_configs(self, topic: str, *, set: Mapping[str, str], delete: Collection[str]) -> None:
-        """Set some settings and put others back to the broker's default, in one step (KIP-339)."""
+    def alter_configs(
+        self,
+        topic: str,
+        *,
+        set: Mapping[str, str],
+        delete: Collection[str],
+        validate_only: bool = False,
+    ) -> None:
+        """Set some settings and put others back to the broker's default, in one step (KIP-339).
+
+        With `validate_only` the brokers say whether they would take it, and nothing is changed.
+        """
         entries = [
             ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
             for name, value in sorted(set.items())
@@ -113,8 +127,20 @@ class TopicAdmin:
         if not entries:
             return
         resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=entries)
-        futures = self._admin().incremental_alter_configs([resource], request_timeout=self._retry_seconds)
+        futures = self._admin().incremental_alter_configs(
+            [resource], request_timeout=self._retry_seconds, validate_only=validate_only
+        )
         self._result(futures[resource], f"changing the settings of topic {topic}")
+
+    def broker_setting(self, name: str, brokers: Sequence[int]) -> Sequence[str]:
+        """Return a setting of each of these brokers; one that does not know it is left out."""
+        resources = [ConfigResource(ResourceType.BROKER, str(broker)) for broker in brokers]
+        futures = self._admin().describe_configs(resources, request_timeout=self._retry_seconds)
+        found = (
+            self._result(future, f"describing the settings of broker {resource.name}")
+            for resource, future in futures.items()
+        )
+        return [entries[name].value for entries in found if name in entries]
 
     def delete_topic(self, name: str) -> None:
         """Delete a topic."""
@@ -157,9 +183,10 @@ def validate_topic(
     """Ask the brokers whether a topic could be created so; creates nothing (CreateTopics, validateOnly).
 
     Returns:
-        Every setting that would be in force. Where the topic exists already, an empty mapping.
+        Every setting that would be in force.
 
     Raises:
+        TopicExistsError: a topic of this name exists, even if we may not see it.
         BrokerError: it could not; with the broker's reason.
         AuthorizationError: we may not create it.
     """
@@ -182,7 +209,12 @@ def validate_topic(
     answer = cluster.ask_any(f"validating topic {name}", payload, CreateTopicsResponse)
     (result,) = answer.topics
     if result.error_code == ErrorCode.topic_already_exists:
-        return {}
+        raise TopicExistsError(
+            f"topic {name} exists already",
+            code=int(result.error_code),
+            name="TOPIC_ALREADY_EXISTS",
+            retriable=False,
+        )
     if result.error_code:
         raise broker_error(result.error_code, result.error_message or name)
     return {entry.name: entry.value or "" for entry in result.configs or ()}

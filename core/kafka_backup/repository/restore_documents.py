@@ -39,6 +39,7 @@ class RestoreRequest(Part):
         until_ms: take records whose own timestamp is at or before this, ms (inclusive).
         capture: restore the state as of this capture.
         incarnation: the topic id to restore, where a name stands for several.
+        replication_factor: of created topics; None means that of the source.
     """
 
     restore_id: Identifier
@@ -50,10 +51,11 @@ class RestoreRequest(Part):
     until_ms: Milliseconds | None = None
     capture: str | None = None
     incarnation: str | None = None
+    replication_factor: Annotated[int, Field(ge=1, le=2**15 - 1)] | None = None
 
 
-class Problem(Part):
-    """Something that forbids to carry out a plan.
+class Finding(Part):
+    """Something that planning found: a problem forbids to carry out the plan, a note does not.
 
     `kind` is one short word for programs (``target_not_empty``), `detail` a sentence for people.
     """
@@ -71,6 +73,7 @@ class PlannedPartition(Part):
         source_start: first source offset covered (inclusive); `source_end`: exclusive.
         records: exact without time bounds, otherwise the most that it can be.
         reencoded_batches: batches that cannot pass as they are, time bounds aside.
+        newest: the largest record time in the segments, ms; None without a segment.
         initial_end: end offset of the target partition when the plan was made.
     """
 
@@ -82,6 +85,7 @@ class PlannedPartition(Part):
     batches: Count
     reencoded_batches: Count
     records: Count
+    newest: Milliseconds | None = None
     initial_end: Count = 0
 
 
@@ -90,10 +94,12 @@ class PlannedTopic(Part):
 
     Attributes:
         head: the commit whose state is restored, and its SHA-256.
+        configured_by: the commit whose topic configuration is restored.
         target_topic_id: of an existing empty target; None where the restore creates it.
         target_configuration: the values set on an existing empty target before, for the record.
         configuration: applied after verification: the saved values that were set on the topic.
-        not_applied: saved values that name brokers, or that the target does not know.
+        not_applied: saved values that name brokers, that the target does not know or refuses, or that
+            would need more copies than it has.
         retention_ms: what will be in force on the target in the end; -1 is unlimited.
         retention_bytes: the same, bytes per partition.
         max_batch_bytes: batches larger than this are split.
@@ -106,6 +112,7 @@ class PlannedTopic(Part):
     target_configuration: dict[str, str]
     head: Count
     head_sha256: Sha256
+    configured_by: Count = 0
     partition_count: Count
     replication_factor: Count
     configuration: dict[str, str]
@@ -135,7 +142,8 @@ class RestorePlan(Document):
     repository_id: Identifier
     target_cluster_id: str
     topics: tuple[PlannedTopic, ...]
-    problems: tuple[Problem, ...] = ()
+    problems: tuple[Finding, ...] = ()
+    notes: tuple[Finding, ...] = ()
 
 
 class AttemptTarget(Part):
