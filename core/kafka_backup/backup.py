@@ -61,6 +61,7 @@ from kafka_backup.repository.group_store import GroupStore
 from kafka_backup.repository.repository import Repository
 from kafka_backup.repository.segments import Compression, SegmentWriter
 from kafka_backup.repository.store import Store
+from kafka_backup.rights import check_capture
 from kafka_backup.selection import TopicSelection
 
 COMMIT_BYTES = 8 << 30
@@ -91,6 +92,7 @@ def run(
     stop = StopToken(stop)
     cluster = cluster.stoppable(stop.check)
     metadata = cluster.survey(None)
+    check_capture(cluster, selection, metadata)
     topics = selection.select(
         metadata.topics,
         internal=[name for name, topic in metadata.topics.items() if topic.is_internal],

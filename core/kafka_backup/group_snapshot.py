@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from kafka_backup.errors import AuthorizationError, BrokerError, ConfigurationError, KafkaBackupError
+from kafka_backup.errors import BrokerError, ConfigurationError, KafkaBackupError
 from kafka_backup.kafka.cluster import Cluster
 from kafka_backup.kafka.groups import OFFSETS_TOPIC, GroupClient, GroupListing, GroupOffsets, ListedGroup
+from kafka_backup.kafka.rights import cluster_rights
 from kafka_backup.repository.group_documents import GroupSnapshot, Position, SavedGroup
-from kafka_backup.selection import FilterKind, GroupSelection, NameFilter, TopicSelection
+from kafka_backup.rights import example_of, hidden_topics
+from kafka_backup.selection import FilterKind, GroupSelection, TopicSelection
 
 _SHARE = "share"
 _UNSUPPORTED = "a share group has no committed offsets: brokers keep a state of each record (KIP-932), which cannot be saved"
 _UNKNOWN_TOPIC_ID = 100
-_LONGEST_TOPIC = 249
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,31 +174,18 @@ def _missing_rights(
         reasons.append(
             f"groups may be missing whose coordinator was moving: the right DESCRIBE on {OFFSETS_TOPIC} is missing"
         )
-    if not client.lists_all_groups():
-        reasons += _hidden("groups", groups.include, client.may_describe)
-    reasons += _hidden("topics", topics.include, lambda topic: _may_describe_topic(cluster, topic))
-    return reasons
-
-
-def _hidden(noun: str, filters: Sequence[NameFilter], may_describe: Callable[[str], bool]) -> list[str]:
-    return [
-        f"{noun} that match {each.text} may be hidden from us: the right DESCRIBE on all of them is missing"
-        for each in filters
-        if each.kind is not FilterKind.EXACT and not may_describe(_example(each))
+    if "DESCRIBE" not in cluster_rights(cluster):
+        reasons += [
+            f"groups that match {each.text} may be hidden from us: the right DESCRIBE on all of them is missing"
+            for each in groups.include
+            if each.kind is not FilterKind.EXACT and not client.may_describe(example_of(each))
+        ]
+    hidden = hidden_topics(cluster, topics, cluster.metadata(None))
+    reasons += [
+        f"topic {topic} is hidden from us: the right DESCRIBE on it is missing" for topic in hidden.topics
     ]
-
-
-def _example(pattern: NameFilter) -> str:
-    """A name that a wildcard matches and nobody uses; for a regular expression, any such name."""
-    unused = f"kafka-backup-probe-{secrets.token_hex(8)}"
-    if pattern.kind is FilterKind.REGEX:
-        return unused
-    return pattern.text.replace("*", unused, 1).replace("*", "").replace("?", "x")
-
-
-def _may_describe_topic(cluster: Cluster, topic: str) -> bool:
-    try:
-        cluster.metadata([topic[:_LONGEST_TOPIC]])
-    except AuthorizationError:
-        return False
-    return True
+    reasons += [
+        f"topics that match {pattern} may be hidden from us: the right DESCRIBE on all of them is missing"
+        for pattern in hidden.patterns
+    ]
+    return reasons

@@ -39,6 +39,7 @@ from kafka_backup.repository.restore_folder import RestoreFolder
 from kafka_backup.restore_findings import refusal
 from kafka_backup.restore_plan import make_plan, refuse_if_abandoned
 from kafka_backup.restore_target import safe_configuration
+from kafka_backup.rights import check_verify
 
 _RETENTION = ("retention.ms", "retention.bytes")
 _PROGRESS_SECONDS = 0.5
@@ -137,8 +138,10 @@ def verify_restore(
     Raises:
         DamagedError: the target is not what the plan says.
         ConfigurationError: no such restore is finished.
+        AuthorizationError: naming the topics that we may not read.
     """
     report = _finished(restore_id, repository)
+    check_verify(cluster, [topic.target for topic in report.topics])
     plan = repository.restore_folder(restore_id).plan()
     assert plan is not None
     planned = {topic.target: topic for topic in plan.topics}

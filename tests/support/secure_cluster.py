@@ -3,9 +3,20 @@
 import contextlib
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from confluent_kafka.admin import ScramCredentialInfo, ScramMechanism, UserScramCredentialUpsertion
+from confluent_kafka.admin import (
+    AclBinding,
+    AclBindingFilter,
+    AclOperation,
+    AclPermissionType,
+    ResourcePatternType,
+    ResourceType,
+    ScramCredentialInfo,
+    ScramMechanism,
+    UserScramCredentialUpsertion,
+)
 
 from tests.support.certificates import Certificate, Identities
 from tests.support.kafka_cluster import KafkaCluster, Listener
@@ -19,6 +30,34 @@ _VALIDATOR = "org.apache.kafka.common.security.oauthbearer.OAuthBearerValidatorC
 _KEYS = "file:///mnt/keys/jwks.json"
 SESSION_MS = 2000
 """Life of a session at the listener SHORT."""
+
+
+@dataclass(frozen=True)
+class Right:
+    """One operation on one resource of Kafka's ACLs, or on all whose names begin so.
+
+    Attributes:
+        operation: Kafka's name, such as READ.
+        name: of the resource; ``*`` for all.
+        kind: TOPIC, GROUP or BROKER (the cluster, whose name is ``kafka-cluster``).
+    """
+
+    operation: str
+    name: str
+    kind: str = "TOPIC"
+    prefixed: bool = False
+
+    def rule(self, user: str, *, deny: bool = False) -> AclBinding:
+        """As the admin client wants it."""
+        return AclBinding(
+            ResourceType[self.kind],
+            self.name,
+            ResourcePatternType.PREFIXED if self.prefixed else ResourcePatternType.LITERAL,
+            f"User:{user}",
+            "*",
+            AclOperation[self.operation],
+            AclPermissionType.DENY if deny else AclPermissionType.ALLOW,
+        )
 
 
 class SecureCluster(KafkaCluster):
@@ -86,6 +125,31 @@ class SecureCluster(KafkaCluster):
             new = UserScramCredentialUpsertion(name, ScramCredentialInfo(mechanism, 4096), password.encode())
             for future in admin.alter_user_scram_credentials([new]).values():
                 future.result(30)
+
+    def allow(self, user: str, *rights: Right, deny: bool = False) -> None:
+        """Gives a user rights (with `deny`: forbids them), and waits until the broker obeys."""
+        admin = self.admin()
+        for done in admin.create_acls([each.rule(user, deny=deny) for each in rights]).values():
+            done.result(30)
+
+    def take(self, user: str, *rights: Right) -> None:
+        """Takes rights away again."""
+        admin = self.admin()
+        rules = [each.rule(user) for each in rights]
+        filters = [
+            AclBindingFilter(
+                rule.restype,
+                rule.name,
+                rule.resource_pattern_type,
+                rule.principal,
+                rule.host,
+                rule.operation,
+                rule.permission_type,
+            )
+            for rule in rules
+        ]
+        for done in admin.delete_acls(filters).values():
+            assert len(done.result(30)) == 1
 
     def properties(self, listener: str, mechanism: str = "", **more: str) -> dict[str, str]:
         """What a client needs to get in at a listener; `more` with ``_`` for dots."""

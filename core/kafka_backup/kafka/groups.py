@@ -16,8 +16,6 @@ from kio.schema.consumer_group_describe.v0.request import ConsumerGroupDescribeR
 from kio.schema.consumer_group_describe.v0.response import ConsumerGroupDescribeResponse
 from kio.schema.delete_groups.v2.request import DeleteGroupsRequest
 from kio.schema.delete_groups.v2.response import DeleteGroupsResponse
-from kio.schema.describe_cluster.v0.request import DescribeClusterRequest
-from kio.schema.describe_cluster.v0.response import DescribeClusterResponse
 from kio.schema.describe_groups.v5.request import DescribeGroupsRequest
 from kio.schema.describe_groups.v5.response import DescribeGroupsResponse
 from kio.schema.errors import ErrorCode
@@ -68,8 +66,6 @@ _GROUPS = 50
 """Groups in one OffsetFetch request: small enough that an answer takes a broker milliseconds."""
 _OFFSETS = 1000
 """Offsets in one OffsetCommit request, which becomes one batch of at most 1 MiB."""
-_DESCRIBE_BIT = 1 << 8
-"""DESCRIBE among the authorized operations (AclOperation)."""
 _NO_COMMIT = -1
 
 T = TypeVar("T")
@@ -228,14 +224,6 @@ class GroupClient:
             )
             for group in answer.groups
         ]
-
-    def lists_all_groups(self) -> bool:
-        """Whether `list_groups` shows every group: the right DESCRIBE on the cluster says so."""
-        request = DescribeClusterRequest(include_cluster_authorized_operations=True)
-        answer = self.cluster.ask_any("asking for our rights", request, DescribeClusterResponse)
-        if answer.error_code:
-            raise broker_error(answer.error_code, "asking for our rights")
-        return bool(int(answer.cluster_authorized_operations) & _DESCRIBE_BIT)
 
     def may_describe(self, group: str) -> bool:
         """Whether we hold the right DESCRIBE on a group, which need not exist."""

@@ -1,14 +1,21 @@
-"""What we may do with topics, existing or not, as the brokers' authorizer says (KIP-430)."""
+"""What we may do, as the brokers' authorizer says (KIP-430), and what they hide from us."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
+from kio.schema.describe_cluster.v0.request import DescribeClusterRequest
+from kio.schema.describe_cluster.v0.response import DescribeClusterResponse
+from kio.schema.describe_log_dirs.v2.request import DescribeLogDirsRequest
+from kio.schema.describe_log_dirs.v2.response import DescribeLogDirsResponse
 from kio.schema.errors import ErrorCode
 from kio.schema.metadata.v12.request import MetadataRequest, MetadataRequestTopic
 from kio.schema.metadata.v12.response import MetadataResponse
 
-from kafka_backup.kafka.cluster import Cluster
+from kafka_backup.errors import UnreachableError
+from kafka_backup.kafka.cluster import Cluster, broker_error
+from kafka_backup.kafka.settings import Address
 
 _OPERATIONS = {
     3: "READ",
@@ -23,6 +30,7 @@ _OPERATIONS = {
 """org.apache.kafka.common.acl.AclOperation, by its code: the bit of the answer."""
 _NOT_SAID = -(2**31)
 _BATCH = 500
+_LOG_DIRS, _LOG_DIRS_VERSION = 35, 2
 
 
 def topic_rights(cluster: Cluster, topics: Sequence[str]) -> Mapping[str, frozenset[str]]:
@@ -52,7 +60,47 @@ def topic_rights(cluster: Cluster, topics: Sequence[str]) -> Mapping[str, frozen
             elif bits == _NOT_SAID:
                 rights[str(topic.name)] = everything
             else:
-                rights[str(topic.name)] = frozenset(
-                    name for bit, name in _OPERATIONS.items() if bits >> bit & 1
-                )
+                rights[str(topic.name)] = _named(bits)
     return rights
+
+
+def cluster_rights(cluster: Cluster) -> frozenset[str]:
+    """Return the operations that we may do with the cluster itself.
+
+    Raises:
+        UnreachableError: no broker answers in time.
+    """
+    request = DescribeClusterRequest(include_cluster_authorized_operations=True)
+    answer = cluster.ask_any("asking for our rights", request, DescribeClusterResponse)
+    if answer.error_code:
+        raise broker_error(answer.error_code, "asking for our rights")
+    return _named(int(answer.cluster_authorized_operations))
+
+
+def _named(bits: int) -> frozenset[str]:
+    return frozenset(name for bit, name in _OPERATIONS.items() if bits >> bit & 1)
+
+
+def topics_on_disk(cluster: Cluster, brokers: Iterable[Address]) -> frozenset[str] | None:
+    """Return the topics that the brokers have in their log folders: all there are, whatever we may describe.
+
+    One request per broker (DescribeLogDirs). It takes the right DESCRIBE on the cluster: without it, or
+    where not every broker answers, None.
+    """
+
+    def ask(address: Address) -> frozenset[str] | None:
+        try:
+            if not cluster.speaks(address, _LOG_DIRS, _LOG_DIRS_VERSION):
+                return None
+            answer = cluster.ask(address, DescribeLogDirsRequest(topics=None), DescribeLogDirsResponse)
+        except UnreachableError:
+            return None
+        # Whoever lacks the right gets an empty list and, in this version, no error code.
+        names = {str(topic.name) for folder in answer.results for topic in folder.topics}
+        return frozenset(names) if answer.results else None
+
+    addresses = list(brokers)
+    with ThreadPoolExecutor(max_workers=max(1, len(addresses)), thread_name_prefix="rights") as pool:
+        found = list(pool.map(ask, addresses))
+    known = [names for names in found if names is not None]
+    return frozenset().union(*known) if found and len(known) == len(found) else None
