@@ -81,9 +81,10 @@ class OffsetMap:
             return self._sources[i] + target_offset - self._targets[i]
         return None
 
-    def to_document(self, *, source: str, target: str, partition: int) -> OffsetMapDocument:
+    def to_document(self, *, restore_id: str, source: str, target: str, partition: int) -> OffsetMapDocument:
         """Return the map as it is stored."""
         return OffsetMapDocument(
+            restore_id=restore_id,
             source=source,
             target=target,
             partition=partition,

@@ -16,7 +16,7 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Literal
 
-from kafka_backup.errors import ConfigurationError, RefusedError, WriterConflictError
+from kafka_backup.errors import ConfigurationError, DamagedError, RefusedError, WriterConflictError
 from kafka_backup.kafka.cluster import EARLIEST, LATEST, Cluster, OffsetAnswer
 from kafka_backup.kafka.metadata import TopicMetadata
 from kafka_backup.kafka.topics import TopicAdmin, wait_for_leaders
@@ -197,6 +197,7 @@ def abandon(restore_id: str, *, repository: Repository) -> Abandonment:
             folder.put_attempt(
                 RestoreAttempt(
                     action="abandon",
+                    restore_id=restore_id,
                     attempt=newest.attempt + 1 if newest is not None else 1,
                     nonce=secrets.token_hex(16),
                     started_at=time.time_ns() // 1_000_000,
@@ -335,6 +336,7 @@ class _Restore:
         """Carry out the attempt, step by step."""
         self._check_cluster()
         previous = self._folder.attempts()
+        self._check_plan(previous)
         topic_ids = self._prepare_topics(previous)
         self._claim(previous, topic_ids)
         targets = [
@@ -358,6 +360,14 @@ class _Restore:
                 f"restore {self._plan.request.restore_id} was planned for cluster {self._plan.target_cluster_id}, "
                 f"the configured target is {found}; plan a new restore"
             )
+
+    def _check_plan(self, previous: Sequence[RestoreAttempt]) -> None:
+        for attempt in previous:
+            if attempt.plan_sha256 != sha256_of(self._plan.to_bytes()):
+                raise DamagedError(
+                    f"attempt {attempt.attempt} of restore {self._folder.restore_id} was begun with another plan than "
+                    "the stored one; put the right plan back from a copy of the repository, or plan a new restore"
+                )
 
     def _prepare_topics(self, previous: Sequence[RestoreAttempt]) -> dict[str, str]:
         """Make sure that every target exists, is ours to write, and keeps all that it gets.
@@ -439,6 +449,7 @@ class _Restore:
         self._attempt = previous[-1].attempt + 1 if previous else 1
         self._folder.put_attempt(
             RestoreAttempt(
+                restore_id=self._folder.restore_id,
                 attempt=self._attempt,
                 nonce=secrets.token_hex(16),
                 started_at=self._started_at,
@@ -547,7 +558,12 @@ class _Restore:
             for part in topic.partitions:
                 offsets = self._outcomes[topic.target, part.partition].offset_map
                 self._folder.put_offset_map(
-                    offsets.to_document(source=topic.source, target=topic.target, partition=part.partition)
+                    offsets.to_document(
+                        restore_id=self._folder.restore_id,
+                        source=topic.source,
+                        target=topic.target,
+                        partition=part.partition,
+                    )
                 )
 
     def _report(self, topics: Sequence[RestoredTopic]) -> RestoreReport:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -17,8 +18,11 @@ from kafka_backup.repository import layout
 from kafka_backup.repository.checkpoints import CommitReader, check_checkpoint, checkpoint_numbers
 from kafka_backup.repository.commit_log import CommitLog, commit_flaws, read_commits
 from kafka_backup.repository.documents import Capture, Commit, PartitionRange, sha256_of
+from kafka_backup.repository.group_store import GroupStore
 from kafka_backup.repository.log_state import LogState
 from kafka_backup.repository.repository import Repository
+from kafka_backup.repository.restore_documents import RestoreAttempt, RestorePlan
+from kafka_backup.repository.restore_folder import read_restore_document
 from kafka_backup.repository.segments import DamagedSegmentError, SegmentReader, StoredSegment
 from kafka_backup.repository.store import ObjectNotFoundError
 from kafka_backup.selection import TopicSelection
@@ -114,6 +118,9 @@ def verify(
         problems += log.objects()
         logs.append(log)
     problems += _heads(repository, logs, selection)
+    if selection is None:
+        problems += _restores(repository, token)
+        problems += _group_snapshots(repository, token)
     segments = [pair for log in logs for pair in log.segments()]
     if level == "data":
         problems += _data(repository, segments, known=problems, token=token, threads=threads)
@@ -293,6 +300,46 @@ def _heads_of(
             state = "does not exist" if found is None else f"has another SHA-256 ({found})"
             detail = f"it names commit {entry.head} of {entry.topic} ({entry.topic_id}), which {state}"
             yield Problem(kind="head", object=key, detail=detail)
+
+
+def _restores(repository: Repository, token: StopToken) -> Iterator[Problem]:
+    """Read all that restores stored, and hold each attempt against the plan that it was begun with."""
+    plans: dict[str, str] = {}
+    attempts: dict[str, dict[int, str]] = defaultdict(dict)
+    for info in repository.store.list(layout.RESTORES):
+        token.check()
+        try:
+            document = read_restore_document(repository.store, info.key)
+        except DamagedError as error:
+            yield Problem(kind="unreadable", object=info.key, detail=str(error))
+            continue
+        match document:
+            case RestorePlan():
+                plans[document.request.restore_id] = sha256_of(document.to_bytes())
+            case RestoreAttempt():
+                attempts[document.restore_id][document.attempt] = document.plan_sha256
+    for restore_id, found in attempts.items():
+        for number in range(1, max(found) + 1):
+            key = layout.attempt_key(restore_id, number)
+            if number not in found:
+                yield Problem(kind="missing", object=key, detail="later attempts exist, this one does not")
+            elif found[number] != plans.get(restore_id):
+                detail = f"it was begun with a plan with SHA-256 {found[number]}, which is not there"
+                yield Problem(kind="chain", object=key, detail=detail)
+
+
+def _group_snapshots(repository: Repository, token: StopToken) -> Iterator[Problem]:
+    groups = GroupStore(repository.store)
+    for info in repository.store.list(layout.GROUPS):
+        token.check()
+        snapshot_id = layout.parse_group_snapshot_key(info.key)
+        if snapshot_id is None:
+            yield Problem(kind="foreign", object=info.key, detail="not a key of a group snapshot; remove it")
+            continue
+        try:
+            groups.snapshot(snapshot_id)
+        except DamagedError as error:
+            yield Problem(kind="unreadable", object=info.key, detail=str(error))
 
 
 @dataclass(slots=True)

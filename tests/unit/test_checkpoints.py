@@ -360,7 +360,6 @@ def test_a_checkpoint_says_which_commit_it_follows() -> None:
     found = Checkpoint.from_bytes(store.get(checkpoint_key(TOPIC, TOPIC_ID, 9)), key="")
     assert (found.topic, found.topic_id, found.number) == (TOPIC, TOPIC_ID, 9)
     assert found.commit_sha256 == log.head_sha256
-    assert found.is_intact
 
 
 def test_logs_are_opened_in_the_order_asked_for() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 import pytest
@@ -20,6 +21,7 @@ from kafka_backup.repository.documents import (
     PartitionRange,
     SegmentEntry,
     Window,
+    seal_document,
 )
 
 INT64_MAX = 2**63 - 1
@@ -72,6 +74,13 @@ COMMIT = Commit(
 )
 
 
+def _fields(data: bytes) -> dict[str, object]:
+    """What a stored document says, without its checksum."""
+    fields: dict[str, object] = json.loads(data)
+    del fields["document_sha256"]
+    return fields
+
+
 def test_documents_are_canonical() -> None:
     """Equal documents have equal bytes, however they were made, and read back the same.
 
@@ -81,12 +90,11 @@ def test_documents_are_canonical() -> None:
     data = COMMIT.to_bytes()
     assert Commit.from_bytes(data, key="k") == COMMIT
     assert Commit.from_bytes(data, key="k").to_bytes() == data
-    shuffled = json.dumps(dict(reversed(json.loads(data).items())), indent=3).encode()
+    fields = _fields(data)
+    shuffled = seal_document(json.dumps(dict(reversed(fields.items())), indent=3).encode())
     assert Commit.from_bytes(shuffled, key="k").to_bytes() == data
-    assert (
-        data
-        == json.dumps(json.loads(data), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
-    )
+    text = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    assert data == b'{"document_sha256":"' + hashlib.sha256(text).hexdigest().encode() + b'",' + text[1:]
 
 
 @pytest.mark.parametrize(
@@ -114,9 +122,10 @@ def test_nothing_is_guessed(change: dict[str, object]) -> None:
     It matters because a reader that guesses restores something that was never there.
     A "3" taken for 3 today is another program's bug that goes on unseen.
     """
-    document = json.loads(COMMIT.to_bytes()) | change
-    with pytest.raises(DamagedError, match=r"commits/3\.json is not a readable commit"):
-        Commit.from_bytes(json.dumps(document).encode(), key="commits/3.json")
+    document = _fields(COMMIT.to_bytes()) | change
+    name, *_ = change
+    with pytest.raises(DamagedError, match=rf"commits/3\.json is not a readable commit document \({name}"):
+        Commit.from_bytes(seal_document(json.dumps(document).encode()), key="commits/3.json")
 
 
 @pytest.mark.parametrize(
@@ -150,23 +159,6 @@ def test_any_bytes_are_read_or_refused(data: bytes) -> None:
     A stack trace instead of an error would hide which object it is.
     """
     for kind in (Commit, Capture):
-        with pytest.raises(DamagedError, match="some/key"):
-            kind.from_bytes(data, key="some/key")
-
-
-@given(st.data())
-def test_one_wrong_byte_is_never_silent(data: st.DataObject) -> None:
-    """A document with one changed byte is refused, or says something else: no byte is without meaning.
-
-    It matters because only then does the SHA-256 chain protect what a document says, not just its bytes.
-    Two different objects could be read as the same commit.
-    """
-    original = COMMIT.to_bytes()
-    position = data.draw(st.integers(0, len(original) - 1))
-    changed = bytearray(original)
-    changed[position] ^= data.draw(st.integers(1, 255))
-    try:
-        document = Commit.from_bytes(bytes(changed), key="k")
-    except DamagedError:
-        return
-    assert document != COMMIT
+        for stored in (data, seal_document(data)):
+            with pytest.raises(DamagedError, match="some/key"):
+                kind.from_bytes(stored, key="some/key")

@@ -43,7 +43,7 @@ def test_offset_map_survives_storage(offsets: list[int], target_start: int) -> N
     A map stored with 32-bit or floating-point numbers would move consumers of old topics.
     """
     offset_map = _map_of(offsets, target_start)
-    document = offset_map.to_document(source="a", target="b", partition=0)
+    document = offset_map.to_document(restore_id="r", source="a", target="b", partition=0)
     again = OffsetMap.from_document(type(document).from_bytes(document.to_bytes(), key="map"))
     assert again.runs == offset_map.runs
     assert again.target_end == offset_map.target_end

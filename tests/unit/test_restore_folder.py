@@ -37,8 +37,15 @@ def _plan(restore_id: str = "r1", **changes: object) -> RestorePlan:
     return plan.model_copy(update=changes)
 
 
-def _attempt(number: int, **changes: object) -> RestoreAttempt:
-    attempt = RestoreAttempt(attempt=number, nonce="n", started_at=1, plan_sha256="0" * 64, targets=(TARGET,))
+def _attempt(number: int, restore_id: str = "r1", **changes: object) -> RestoreAttempt:
+    attempt = RestoreAttempt(
+        restore_id=restore_id,
+        attempt=number,
+        nonce="n",
+        started_at=1,
+        plan_sha256="0" * 64,
+        targets=(TARGET,),
+    )
     return attempt.model_copy(update=changes)
 
 
@@ -104,7 +111,7 @@ def test_open_restores_are_pins() -> None:
     for name, folder in folders.items():
         folder.put_plan(_plan(name))
         if name != "planned":
-            folder.put_attempt(_attempt(1))
+            folder.put_attempt(_attempt(1, name))
     folders["running"].put_plan(_plan("running", number=2))
     assert len(repository.pins()) == 4
     _finish(folders["done"])

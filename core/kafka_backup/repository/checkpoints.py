@@ -31,6 +31,7 @@ from kafka_backup.repository.documents import (
     Sha256,
     TopicId,
     TopicName,
+    open_document,
     sha256_of,
 )
 from kafka_backup.repository.log_state import LogState, PartitionState
@@ -58,8 +59,6 @@ class Checkpoint(Document):
 
     Attributes:
         commit_sha256: of commit n's object; the checkpoint counts only while it is that.
-        checksum: SHA-256 of this document with 64 zeros in this place, so that one that was damaged
-            is not believed.
     """
 
     kind: ClassVar[str] = "checkpoint"
@@ -72,14 +71,13 @@ class Checkpoint(Document):
     incarnation: Incarnation
     compacts: bool
     partitions: tuple[CheckpointPartition, ...]
-    checksum: Sha256
 
     @classmethod
     def of(cls, state: LogState, *, topic: str, topic_id: str) -> Self:
         """Write a state down; it must not be that of an empty log."""
         assert state.incarnation is not None
         assert state.sha256 is not None
-        made = cls(
+        return cls(
             topic=topic,
             topic_id=topic_id,
             number=state.number,
@@ -96,15 +94,7 @@ class Checkpoint(Document):
                 )
                 for number, partition in sorted(state.partitions.items())
             ),
-            checksum="0" * 64,
         )
-        return made.model_copy(update={"checksum": sha256_of(made.to_bytes())})
-
-    @property
-    def is_intact(self) -> bool:
-        """Whether the document is as it was written."""
-        blank = self.model_copy(update={"checksum": "0" * 64})
-        return sha256_of(blank.to_bytes()) == self.checksum
 
     def to_state(self) -> LogState:
         """Return the state that was written down."""
@@ -166,8 +156,6 @@ def _state(store: Store, topic: str, topic_id: str, number: int) -> LogState | N
         return None
     if (checkpoint.topic, checkpoint.topic_id, checkpoint.number) != (topic, topic_id, number):
         return None
-    if not checkpoint.is_intact:
-        return None
     commit_key = layout.commit_key(topic, topic_id, number)
     try:
         commit = store.get(commit_key)
@@ -216,8 +204,7 @@ def check_checkpoint(data: bytes, state: LogState, *, topic: str, topic_id: str)
     except DamagedError:
         return None
     place = (found.topic, found.topic_id, found.number, found.commit_sha256)
-    is_believed = place == (topic, topic_id, state.number, state.sha256) and found.is_intact
-    return False if is_believed else None
+    return False if place == (topic, topic_id, state.number, state.sha256) else None
 
 
 def _put(store: Store, key: str, data: bytes) -> None:
@@ -355,7 +342,7 @@ class CommitReader:
 
     def read(self, data: bytes, *, key: str) -> Commit:
         """Parse a commit; as `Commit.from_bytes`."""
-        head, _, tail = data.partition(b'"incarnation":')
+        head, _, tail = open_document(data, key=key, kind=Commit.kind).partition(b'"incarnation":')
         if self._incarnation is not None and tail.startswith(self._as_bytes):
             rest = tail[len(self._as_bytes) :]
             try:

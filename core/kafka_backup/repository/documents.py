@@ -1,7 +1,8 @@
 """The stored documents: what each object of the repository says.
 
 Every document is canonical JSON (sorted keys, no spaces, UTF-8), so that equal content has equal
-bytes and one SHA-256. Offsets are 64-bit, ranges half-open, times milliseconds since the epoch,
+bytes and one SHA-256, and begins with a checksum of itself, so that one flipped bit is always seen.
+Offsets are 64-bit, ranges half-open, times milliseconds since the epoch,
 sizes bytes. Unknown fields and unknown format versions are refused: a reader never guesses.
 """
 
@@ -53,18 +54,44 @@ class Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
+_SEAL = b'{"document_sha256":"'
+_SEAL_END = b'",'
+_SEAL_SIZE = len(_SEAL) + 64 + len(_SEAL_END)
+
+
+def seal_document(text: bytes) -> bytes:
+    """Put a checksum in front of a JSON object: its SHA-256, as the first field."""
+    return _SEAL + sha256_of(text).encode() + _SEAL_END + text[1:]
+
+
+def open_document(data: bytes, *, key: str, kind: str) -> bytes:
+    """Return the JSON object that `seal_document` was given.
+
+    Raises:
+        DamagedError: the checksum is not there, or is of other bytes.
+    """
+    text = b"{" + data[_SEAL_SIZE:]
+    if data != seal_document(text):
+        raise DamagedError(
+            f"{key} is not a readable {kind} document (its checksum is missing or wrong): it is damaged; put it back "
+            "from a copy of the repository"
+        )
+    return text
+
+
 class Document(Part):
-    """A whole object of the repository, as canonical JSON."""
+    """A whole object of the repository, as canonical JSON with a checksum of itself."""
 
     kind: ClassVar[str]
 
     format_version: Literal[1] = FORMAT_VERSION
 
     def to_bytes(self) -> bytes:
-        """Return the canonical JSON of this document."""
-        return json.dumps(
+        """Return the sealed canonical JSON of this document."""
+        text = json.dumps(
             self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=False
-        ).encode()
+        )
+        return seal_document(text.encode())
 
     @classmethod
     def from_bytes(cls, data: bytes, *, key: str) -> Self:
@@ -75,16 +102,17 @@ class Document(Part):
             key: the object's key, for the error message only.
 
         Raises:
-            DamagedError: the bytes are not a document of this kind and format version.
+            DamagedError: the bytes are not those of a document of this kind and format version.
         """
+        text = open_document(data, key=key, kind=cls.kind)
         try:
-            return cls.model_validate_json(data)
+            return cls.model_validate_json(text)
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             place = ".".join(str(step) for step in first["loc"]) or "document"
             raise DamagedError(
-                f"{key} is not a readable {cls.kind} document ({place}: {first['msg']}); the object is "
-                "damaged or was written by a newer release"
+                f"{key} is not a readable {cls.kind} document ({place}: {first['msg']}); it was "
+                "written by a newer release or another program"
             ) from error
 
 

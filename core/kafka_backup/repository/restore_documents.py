@@ -162,6 +162,7 @@ class RestoreAttempt(Document):
     kind: ClassVar[str] = "restore attempt"
 
     action: Literal["run", "abandon"] = "run"
+    restore_id: Identifier
     attempt: Count
     nonce: Identifier
     started_at: Milliseconds
@@ -223,6 +224,7 @@ class OffsetMapDocument(Document):
 
     kind: ClassVar[str] = "offset map"
 
+    restore_id: Identifier
     source: TopicName
     target: TopicName
     partition: Count

@@ -7,11 +7,11 @@ may write to the target, or has abandoned the restore for good.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
+from kafka_backup.errors import DamagedError
 from kafka_backup.repository import layout
-from kafka_backup.repository.documents import Document
 from kafka_backup.repository.restore_documents import (
     OffsetMapDocument,
     RestoreAttempt,
@@ -20,7 +20,14 @@ from kafka_backup.repository.restore_documents import (
 )
 from kafka_backup.repository.store import Store, put_once, read_document
 
-_D = TypeVar("_D", bound=Document)
+RestoreDocument = RestorePlan | RestoreAttempt | RestoreReport | OffsetMapDocument
+_D = TypeVar("_D", bound=RestoreDocument)
+_KINDS: Mapping[str, type[RestoreDocument]] = {
+    "plans": RestorePlan,
+    "attempts": RestoreAttempt,
+    "reports": RestoreReport,
+    "offset-map": OffsetMapDocument,
+}
 
 
 class RestoreFolder:
@@ -45,7 +52,7 @@ class RestoreFolder:
         Raises:
             WriterConflictError: another run stored another plan with this number.
         """
-        put_once(self._store, layout.restore_plan_key(self.restore_id, plan.number), plan.to_bytes())
+        put_once(self._store, key_of(plan), plan.to_bytes())
 
     def attempts(self) -> Sequence[RestoreAttempt]:
         """Return the attempts, oldest first."""
@@ -66,7 +73,7 @@ class RestoreFolder:
         Raises:
             WriterConflictError: another run took the number.
         """
-        put_once(self._store, layout.attempt_key(self.restore_id, attempt.attempt), attempt.to_bytes())
+        put_once(self._store, key_of(attempt), attempt.to_bytes())
 
     def report(self) -> RestoreReport | None:
         """Return the report of the newest finished attempt, None if none is finished."""
@@ -78,7 +85,7 @@ class RestoreFolder:
         Raises:
             WriterConflictError: the attempt has another report.
         """
-        put_once(self._store, layout.report_key(self.restore_id, report.attempt), report.to_bytes())
+        put_once(self._store, key_of(report), report.to_bytes())
 
     def offset_map(self, topic: str, partition: int) -> OffsetMapDocument | None:
         """Return the offset map of one source partition, None if there is none."""
@@ -90,8 +97,7 @@ class RestoreFolder:
         Raises:
             WriterConflictError: the restore has another map of it.
         """
-        key = layout.offset_map_key(self.restore_id, document.source, document.partition)
-        put_once(self._store, key, document.to_bytes())
+        put_once(self._store, key_of(document), document.to_bytes())
 
     @property
     def is_open(self) -> bool:
@@ -104,4 +110,38 @@ class RestoreFolder:
         return self._read(keys[-1], kind) if keys else None
 
     def _read(self, key: str, kind: type[_D]) -> _D | None:
-        return read_document(self._store, key, kind)
+        return _read(self._store, key, kind)
+
+
+def read_restore_document(store: Store, key: str) -> RestoreDocument | None:
+    """Read whatever a restore stored under a key; None if there is no such object.
+
+    Raises:
+        DamagedError: it is unreadable, belongs to another key, or nothing of a restore has such a key.
+    """
+    kind = _KINDS.get(key.removeprefix(layout.RESTORES).partition("/")[2].partition("/")[0])
+    if kind is None:
+        raise DamagedError(f"{store.url}/{key} is nothing that a restore stores; remove it")
+    return _read(store, key, kind)
+
+
+def _read(store: Store, key: str, kind: type[_D]) -> _D | None:
+    document = read_document(store, key, kind)
+    if document is not None and (own := key_of(document)) != key:
+        raise DamagedError(
+            f"{store.url}/{key} is the object of {own}; put the right one back from a copy of the repository"
+        )
+    return document
+
+
+def key_of(document: RestoreDocument) -> str:
+    """The one key under which a document of a restore may be stored."""
+    match document:
+        case RestorePlan():
+            return layout.restore_plan_key(document.request.restore_id, document.number)
+        case RestoreAttempt():
+            return layout.attempt_key(document.restore_id, document.attempt)
+        case RestoreReport():
+            return layout.report_key(document.restore_id, document.attempt)
+        case OffsetMapDocument():
+            return layout.offset_map_key(document.restore_id, document.source, document.partition)
