@@ -12,11 +12,13 @@ import queue
 import secrets
 import threading
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Literal
 
+from kafka_backup.capture_plan import PartitionPlan, Question, Verdict, plan_partitions
 from kafka_backup.config import BackupConfig
 from kafka_backup.errors import (
     AuthorizationError,
@@ -24,37 +26,38 @@ from kafka_backup.errors import (
     ConfigurationError,
     DamagedError,
     KafkaBackupError,
+    UnreachableError,
     WriterConflictError,
 )
 from kafka_backup.group_snapshot import take_snapshot
-from kafka_backup.kafka.cluster import EARLIEST, LATEST, Cluster, OffsetAnswer
+from kafka_backup.kafka.cluster import Cluster, Partition
+from kafka_backup.kafka.epochs import CommonEnd
 from kafka_backup.kafka.metadata import TopicMetadata
-from kafka_backup.kafka.topics import ConfigValue, TopicAdmin
-from kafka_backup.partition_capture import CapturedRange, PartitionCapture, PartitionWork
+from kafka_backup.kafka.topics import TopicAdmin
+from kafka_backup.partition_capture import (
+    CapturedRange,
+    LogCutBackError,
+    PartitionCapture,
+    PartitionWork,
+)
 from kafka_backup.progress import (
     BackupEvent,
     BackupProgress,
     CaptureFinished,
     GroupFailed,
     GroupSnapshotTaken,
-    PartitionResult,
     StopToken,
     TopicCommitted,
     TopicFailed,
     TopicUnchanged,
 )
-from kafka_backup.repository.commit_log import CommitLog
 from kafka_backup.repository.documents import (
     Capture,
     CapturedGroups,
     CapturedTopic,
     CaptureFailure,
-    Commit,
     ConfigurationValue,
     Incarnation,
-    LeaderEpoch,
-    Ledger,
-    PartitionRange,
     Window,
 )
 from kafka_backup.repository.group_store import GroupStore
@@ -63,11 +66,17 @@ from kafka_backup.repository.segments import Compression, SegmentWriter
 from kafka_backup.repository.store import Store
 from kafka_backup.rights import check_capture
 from kafka_backup.selection import TopicSelection
+from kafka_backup.topic_capture import PartitionState, Stage, TopicState
 
 COMMIT_BYTES = 8 << 30
 """Raw bytes of a topic after which its finished segments are committed."""
 COMMIT_SECONDS = 300.0
 """Seconds after which they are."""
+_FIRST_ANSWER_SECONDS = 2.0
+"""How long partitions without a leader may hold up all others before fetching begins."""
+_ANSWER_SECONDS = 5.0
+_PATIENCE_SECONDS = 5.0
+"""How long one fetch may make no progress before its place is given to another partition."""
 _SLICE_SECONDS = 0.2
 _PROGRESS_SECONDS = 0.5
 
@@ -155,36 +164,6 @@ def _new_capture_id(started_at: int) -> str:
     return f"{moment:%Y%m%dT%H%M%S}{started_at % 1000:03d}Z-{secrets.token_hex(4)}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Ends:
-    """What the brokers said of one partition before the capture: all offsets of one instant."""
-
-    log_start_offset: int
-    last_stable_offset: int
-    high_watermark: int
-    leader_epoch: int
-
-
-@dataclass(slots=True, kw_only=True)
-class _TopicRun:
-    """One topic of a running capture."""
-
-    name: str
-    incarnation: Incarnation
-    log: CommitLog
-    ends: dict[int, _Ends]
-    work: list[PartitionWork]
-    ranges: dict[int, CapturedRange] = field(default_factory=dict)
-    waiting: set[int] = field(default_factory=set)
-    failed: bool = False
-    began: float = field(default_factory=time.monotonic)
-    last_commit: float = field(default_factory=time.monotonic)
-    pending_bytes: int = 0
-    offsets_done: int = 0
-    offsets_total: int = 0
-    raw_bytes: int = 0
-
-
 @dataclass(frozen=True, slots=True)
 class _Piece:
     topic: str
@@ -197,6 +176,12 @@ class _Done:
     topic: str
     partition: int
     error: KafkaBackupError | None
+    next_index: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Answered:
+    verdicts: Mapping[Partition, Verdict]
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +189,7 @@ class _Crash:
     error: BaseException
 
 
-_Message = _Piece | _Done | _Crash
+_Message = _Piece | _Done | _Answered | _Crash
 
 
 class _Capture:
@@ -235,8 +220,10 @@ class _Capture:
         self._began = time.monotonic()
         self._stop = stop
         self._nonce = secrets.token_hex(16)
-        self._messages: queue.Queue[_Message] = queue.Queue()
-        self._lock = threading.Lock()
+        self._topics: dict[str, TopicState] = {}
+        self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._messages: queue.SimpleQueue[_Message] = queue.SimpleQueue()
+        self._is_asking = False
         self._captured: list[CapturedTopic] = []
         self._captured_groups: CapturedGroups | None = None
         self._failures: list[CaptureFailure] = []
@@ -254,20 +241,30 @@ class _Capture:
                 ),
             )
         yield from self._save_groups()
-        configurations = self._admin.describe_configs(list(topics))
-        opened = self._repository.logs_to_append([(name, topic.topic_id) for name, topic in topics.items()])
-        logs = dict(zip(topics, opened, strict=True))
-        ends = self._ask_ends(topics)
-        runs: dict[str, _TopicRun] = {}
-        for name, topic in topics.items():
-            topic_run, failures = self._plan(topic, configurations[name], logs[name], ends)
-            yield from failures
-            if not topic_run.failed and self._is_unchanged(topic_run):
-                yield self._unchanged(topic_run)
-            else:
-                runs[name] = topic_run
-        yield from self._work_through(runs)
+        yield from self._open_topics(topics)
+        yield from self._ask_ends()
+        yield from self._fetch_and_commit()
         yield self._finish()
+
+    def _open_topics(self, topics: Mapping[str, TopicMetadata]) -> Iterator[TopicFailed]:
+        """Read settings and commit logs; a topic without either fails alone."""
+        configurations = self._admin.describe_configs(list(topics))
+        logs = self._repository.logs_to_append([(name, topic.topic_id) for name, topic in topics.items()])
+        for topic, log in zip(topics.values(), logs, strict=True):
+            if isinstance(log, DamagedError):
+                yield self._failure(topic.name, None, log)
+                continue
+            incarnation = Incarnation(
+                topic=topic.name,
+                topic_id=topic.topic_id,
+                partition_count=len(topic.partitions),
+                replication_factor=max(len(part.replicas) for part in topic.partitions.values()),
+                configuration={
+                    name: ConfigurationValue(value=value.value, source=value.source)
+                    for name, value in configurations[topic.name].items()
+                },
+            )
+            self._topics[topic.name] = TopicState.open(incarnation, log, list(topic.partitions))
 
     def _save_groups(self) -> Iterator[GroupSnapshotTaken | GroupFailed]:
         """Save the positions of consumer groups; first of all, so that none lies beyond the ends.
@@ -316,110 +313,70 @@ class _Capture:
         self._failures.append(CaptureFailure(group=group, message=str(error)))
         return GroupFailed(capture=self.id, group=group, error=error)
 
-    def _ask_ends(
-        self, topics: Mapping[str, TopicMetadata]
-    ) -> dict[tuple[str, int], _Ends | KafkaBackupError]:
-        """Ask log starts, last stable offsets and high watermarks: one request per broker each.
-
-        The log start is asked first: whatever it is, the end that is asked later cannot be below it.
-        """
-        keys = [(name, partition) for name, topic in topics.items() for partition in topic.partitions]
-
-        def ask(timestamp: int, isolation: str) -> Mapping[tuple[str, int], OffsetAnswer | KafkaBackupError]:
-            self._stop.check()
-            return self._cluster.list_offsets(
-                dict.fromkeys(keys, timestamp), isolation=isolation, deadline=self._retry_seconds
-            )
-
-        starts = ask(EARLIEST, "read_uncommitted")
-        stable = ask(LATEST, "read_committed")
-        high = ask(LATEST, "read_uncommitted")
-        ends: dict[tuple[str, int], _Ends | KafkaBackupError] = {}
-        for key in keys:
-            answers = (starts[key], stable[key], high[key])
-            error = next((answer for answer in answers if isinstance(answer, KafkaBackupError)), None)
-            if error is not None:
-                ends[key] = error
-                continue
-            log_start, last_stable, high_watermark = answers
-            assert isinstance(log_start, OffsetAnswer)
-            assert isinstance(last_stable, OffsetAnswer)
-            assert isinstance(high_watermark, OffsetAnswer)
-            ends[key] = _Ends(
-                log_start_offset=log_start.offset,
-                last_stable_offset=last_stable.offset,
-                high_watermark=high_watermark.offset,
-                leader_epoch=high_watermark.leader_epoch,
-            )
-        return ends
+    def _ask_ends(self) -> Iterator[BackupEvent]:
+        """Ask for the ends of all partitions; who has no answer soon is asked again while others are fetched."""
+        questions: dict[Partition, Question] = {}
+        for topic in self._topics.values():
+            questions |= topic.questions(list(topic.partitions.values()))
+        yield from self._take_verdicts(self._plan(questions, deadline=_FIRST_ANSWER_SECONDS))
 
     def _plan(
-        self,
-        topic: TopicMetadata,
-        configuration: Mapping[str, ConfigValue],
-        log: CommitLog,
-        ends: Mapping[tuple[str, int], _Ends | KafkaBackupError],
-    ) -> tuple[_TopicRun, list[TopicFailed]]:
-        """Decide from where to where each partition is captured."""
-        incarnation = Incarnation(
-            topic=topic.name,
-            topic_id=topic.topic_id,
-            partition_count=len(topic.partitions),
-            replication_factor=max(len(p.replicas) for p in topic.partitions.values()),
-            configuration={
-                name: ConfigurationValue(value=value.value, source=value.source)
-                for name, value in configuration.items()
-            },
-        )
-        compacts = incarnation.compacts or log.compacts
-        result = _TopicRun(name=topic.name, incarnation=incarnation, log=log, ends={}, work=[])
-        failures = []
-        for partition in sorted(topic.partitions):
-            known = ends[topic.name, partition]
-            try:
-                if isinstance(known, KafkaBackupError):
-                    raise known
-                work = self._plan_partition(result, partition, known, compacts=compacts)
-            except KafkaBackupError as error:
-                result.failed = True
-                failures.append(self._failure(topic.name, partition, error))
+        self, questions: Mapping[Partition, Question], *, deadline: float
+    ) -> Mapping[Partition, Verdict]:
+        return plan_partitions(self._cluster, questions, start_at=None, deadline=deadline)
+
+    def _take_verdicts(self, verdicts: Mapping[Partition, Verdict]) -> Iterator[BackupEvent]:
+        """Let partitions be fetched whose range is known; settle topics that wait for nothing any more."""
+        touched = {}
+        for (name, number), verdict in verdicts.items():
+            topic = touched[name] = self._topics[name]
+            state = topic.partitions[number]
+            if isinstance(verdict, PartitionPlan):
+                yield from self._begin(topic, state, verdict)
                 continue
-            result.ends[partition] = known
-            result.work.append(work)
-            result.offsets_total += work.end - work.start
-        return result, failures
+            if isinstance(verdict, CommonEnd):
+                state.suspected = verdict
+                verdict = LogCutBackError(
+                    f"{name} [{number}]: the log of its leader (epoch {verdict.leader_epoch}) is another one from "
+                    f"offset {verdict.offset} on; it is asked again before that is believed"
+                )
+            yield from self._postpone(topic, state, verdict)
+        for topic in touched.values():
+            yield from self._settle(topic)
 
-    def _plan_partition(
-        self, topic: _TopicRun, partition: int, ends: _Ends, *, compacts: bool
-    ) -> PartitionWork:
-        known_end = topic.log.end_of(partition)
-        start = ends.log_start_offset if known_end is None else known_end
-        if ends.last_stable_offset < start:
-            raise DamagedError(
-                f"{topic.name} [{partition}] ends at offset {ends.last_stable_offset}, but offsets up to {start} "
-                "were captured before: the log was cut back (unclean leader election), or a broker that was "
-                "cut off still answers; if it stays so, the records above the end are in the repository only"
-            )
-        return PartitionWork(
-            topic=topic.name,
-            topic_id=topic.incarnation.topic_id,
-            partition=partition,
-            start=start,
-            end=ends.last_stable_offset,
-            compacts=compacts,
-        )
+    def _begin(self, topic: TopicState, state: PartitionState, plan: PartitionPlan) -> Iterator[BackupEvent]:
+        if plan.truncated is not None and state.has_news:
+            yield from self._commit(topic, final=False)
+        state.accept(plan)
+        if state.stage is Stage.FETCHING:
+            self._jobs.put(partial(self._fetch, state, topic.work(state)))
 
-    def _is_unchanged(self, topic: _TopicRun) -> bool:
-        """Whether the last commit already says everything there is to say of the topic."""
-        log = topic.log
-        return log.incarnation == topic.incarnation and all(
-            log.end_of(partition) == ends.last_stable_offset
-            and log.log_start_of(partition) == ends.log_start_offset
-            and _last_epoch(log, partition) == ends.leader_epoch
-            for partition, ends in topic.ends.items()
-        )
+    def _postpone(
+        self, topic: TopicState, state: PartitionState, error: KafkaBackupError
+    ) -> Iterator[TopicFailed]:
+        """Ask again later, unless that is hopeless or the time for it has passed."""
+        if error.retriable or isinstance(error, LogCutBackError):
+            if state.postpone() < self._retry_seconds:
+                return
+            place = f"{topic.name} [{state.number}]"
+            reached = "" if state.known is None else f" at offset {state.known.end}"
+            why = str(error).removeprefix(f"{place}: ")
+            message = f"{place}: no progress{reached} for {self._retry_seconds:g} s: {why}"
+            error = DamagedError(message) if isinstance(error, LogCutBackError) else UnreachableError(message)
+        state.stage = Stage.FAILED
+        yield self._failure(topic.name, state.number, error)
 
-    def _unchanged(self, topic: _TopicRun) -> TopicUnchanged:
+    def _settle(self, topic: TopicState) -> Iterator[BackupEvent]:
+        """Commit a topic that is finished, or whose other partitions have nobody to be fetched from."""
+        if topic.is_finished:
+            if not topic.is_unchanged:
+                yield from self._commit(topic, final=True)
+            elif not topic.head_is_ours:
+                yield self._unchanged(topic)
+        elif not any(topic.at(Stage.FETCHING)):
+            yield from self._commit(topic, final=False)
+
+    def _unchanged(self, topic: TopicState) -> TopicUnchanged:
         head, sha256 = topic.log.head, topic.log.head_sha256
         assert head is not None
         assert sha256 is not None
@@ -432,36 +389,28 @@ class _Capture:
             commit_sha256=sha256,
         )
 
-    def _work_through(self, topics: dict[str, _TopicRun]) -> Iterator[BackupEvent]:
+    def _fetch_and_commit(self) -> Iterator[BackupEvent]:
         """Let the workers fetch, and commit each topic when it is due."""
-        jobs: queue.SimpleQueue[tuple[_TopicRun, PartitionWork]] = queue.SimpleQueue()
-        count = 0
-        for topic in topics.values():
-            topic.began = topic.last_commit = time.monotonic()
-            for work in topic.work:
-                topic.ranges[work.partition] = CapturedRange(start=work.start, end=work.start)
-                if work.end > work.start:
-                    topic.waiting.add(work.partition)
-                    jobs.put((topic, work))
-                    count += 1
-            if not topic.waiting:
-                yield from self._commit(topic)
+        unfinished = sum(not topic.is_finished for topic in self._topics.values())
+        if not unfinished:
+            return
         threads = [
-            threading.Thread(target=self._worker, args=(jobs,), name=f"capture-{i}", daemon=True)
-            for i in range(min(count, self._settings.max_concurrent_partitions))
+            threading.Thread(target=self._worker, name=f"capture-{number}", daemon=True)
+            for number in range(self._settings.max_concurrent_partitions)
         ]
         for thread in threads:
             thread.start()
         try:
-            yield from self._collect(topics)
+            yield from self._collect()
         finally:
             self._stop.stop()
             for thread in threads:
                 thread.join()
 
-    def _collect(self, topics: dict[str, _TopicRun]) -> Iterator[BackupEvent]:
+    def _collect(self) -> Iterator[BackupEvent]:
         told = 0.0
-        while any(topic.waiting for topic in topics.values()):
+        open_topics = {name: topic for name, topic in self._topics.items() if not topic.is_finished}
+        while open_topics:
             self._stop.check()
             try:
                 message = self._messages.get(timeout=_SLICE_SECONDS)
@@ -471,57 +420,79 @@ class _Capture:
                 case _Crash(error):
                     raise error
                 case _Piece(name, partition, piece):
-                    topic = topics[name]
-                    topic.ranges[partition].extend(piece)
-                    topic.pending_bytes += sum(segment.raw_size for segment in piece.segments)
-                    age = time.monotonic() - topic.last_commit
-                    if topic.pending_bytes >= COMMIT_BYTES or age >= COMMIT_SECONDS:
-                        yield from self._commit(topic)
-                case _Done(name, partition, problem):
-                    topic = topics[name]
-                    topic.waiting.discard(partition)
-                    if problem is not None:
-                        topic.failed = True
-                        yield self._failure(name, partition, problem)
-                    if not topic.waiting:
-                        yield self._progress(topic)
-                        yield from self._commit(topic)
+                    self._topics[name].partitions[partition].take(piece)
+                case _Done():
+                    yield from self._fetched(message)
+                case _Answered(verdicts):
+                    self._is_asking = False
+                    yield from self._take_verdicts(verdicts)
+            for topic in open_topics.values():
+                age = time.monotonic() - topic.last_commit
+                if age >= COMMIT_SECONDS or topic.pending_bytes >= COMMIT_BYTES:
+                    yield from self._commit(topic, final=False)
+            self._ask_again(open_topics.values())
             if time.monotonic() - told >= _PROGRESS_SECONDS:
                 told = time.monotonic()
-                for topic in topics.values():
-                    if topic.waiting and topic.offsets_done:
+                for topic in open_topics.values():
+                    if topic.offsets_done:
                         yield self._progress(topic)
+            for name in [name for name, topic in open_topics.items() if topic.is_finished]:
+                yield self._progress(open_topics.pop(name))
 
-    def _worker(self, jobs: queue.SimpleQueue[tuple[_TopicRun, PartitionWork]]) -> None:
-        """Take partitions until none is left; whatever happens becomes a message."""
+    def _fetched(self, done: _Done) -> Iterator[BackupEvent]:
+        topic = self._topics[done.topic]
+        state = topic.partitions[done.partition]
+        state.next_index = done.next_index
+        if done.error is None:
+            state.stage = Stage.DONE
+        else:
+            yield from self._postpone(topic, state, done.error)
+        yield from self._settle(topic)
+
+    def _ask_again(self, topics: Iterable[TopicState]) -> None:
+        """Let a worker ask once more for partitions that could not be asked, or not be fetched further."""
+        if self._is_asking:
+            return
+        now = time.monotonic()
+        questions: dict[Partition, Question] = {}
+        for topic in topics:
+            questions |= topic.questions([state for state in topic.at(Stage.ASKING) if state.ask_at <= now])
+        if questions:
+            self._is_asking = True
+            self._jobs.put(partial(self._survey_and_plan, questions))
+
+    def _survey_and_plan(self, questions: Mapping[Partition, Question]) -> None:
+        verdicts: dict[Partition, Verdict] = {}
         try:
-            while not self._stop.stopped:
-                try:
-                    topic, work = jobs.get_nowait()
-                except queue.Empty:
-                    return
-                error: KafkaBackupError | None = None
-                try:
-                    self._capture_partition(topic, work)
-                except WriterConflictError:
-                    raise
-                except CancelledError:
-                    return
-                except KafkaBackupError as caught:
-                    error = caught
-                self._messages.put(_Done(work.topic, work.partition, error))
-        except BaseException as error:  # noqa: BLE001 - handed to the caller's thread, which raises it
-            self._messages.put(_Crash(error))
+            names = sorted({name for name, _ in questions})
+            self._cluster.survey(names, deadline=_ANSWER_SECONDS)
+            verdicts |= self._plan(questions, deadline=0.0)
+        except CancelledError:
+            raise
+        except KafkaBackupError as error:
+            verdicts |= dict.fromkeys(questions, error)
+        self._messages.put(_Answered(verdicts))
 
-    def _capture_partition(self, topic: _TopicRun, work: PartitionWork) -> None:
-        position = work.start
+    def _worker(self) -> None:
+        """Do jobs until the capture ends; whatever happens becomes a message."""
+        while not self._stop.stopped:
+            try:
+                job = self._jobs.get(timeout=_SLICE_SECONDS)
+            except queue.Empty:
+                continue
+            try:
+                job()
+            except CancelledError:
+                return
+            except BaseException as error:  # noqa: BLE001 - handed to the caller's thread, which raises it
+                self._messages.put(_Crash(error))
 
-        def on_bytes(now: int, raw_bytes: int) -> None:
-            nonlocal position
-            with self._lock:
-                topic.offsets_done += now - position
-                topic.raw_bytes += raw_bytes
-            position = now
+    def _fetch(self, state: PartitionState, work: PartitionWork) -> None:
+        """Fetch and store one partition as far as its leader lets us."""
+
+        def on_bytes(position: int, raw_bytes: int) -> None:
+            state.position = position
+            state.raw_bytes += raw_bytes
 
         capture = PartitionCapture(
             work,
@@ -529,12 +500,19 @@ class _Capture:
             open_writer=self._open_writer,
             compression=self._settings.compression,
             segment_bytes=self._settings.segment_bytes,
-            retry_seconds=self._retry_seconds,
+            retry_seconds=min(self._retry_seconds, _PATIENCE_SECONDS),
             stop=self._stop,
             on_bytes=on_bytes,
         )
-        for piece in capture.pieces():
-            self._messages.put(_Piece(work.topic, work.partition, piece))
+        error: KafkaBackupError | None = None
+        try:
+            for piece in capture.pieces():
+                self._messages.put(_Piece(work.topic, work.partition, piece))
+        except (CancelledError, WriterConflictError):
+            raise
+        except KafkaBackupError as caught:
+            error = caught
+        self._messages.put(_Done(work.topic, work.partition, error, capture.next_index))
 
     def _open_writer(
         self, work: PartitionWork, index: int, first_offset: int, compression: Compression
@@ -550,15 +528,11 @@ class _Capture:
             compression=compression,
         )
 
-    def _commit(self, topic: _TopicRun) -> Iterator[TopicCommitted]:
-        """Write commit n+1 over everything of the topic that is durable by now."""
-        final = not topic.waiting
-        partitions = [
-            self._partition_range(topic, partition, captured)
-            for partition, captured in sorted(topic.ranges.items())
-            if final or captured.end > captured.start
-        ]
-        if topic.failed and not any(part.end > part.start for part in partitions):
+    def _commit(self, topic: TopicState, *, final: bool) -> Iterator[TopicCommitted]:
+        """Write commit n+1 over what of the topic is durable by now, if it is due."""
+        topic.last_commit = time.monotonic()
+        states = topic.due(final=final)
+        if not states:
             return
         commit = topic.log.append(
             nonce=self._nonce,
@@ -566,85 +540,46 @@ class _Capture:
             window=self._window,
             committed_at=time.time_ns() // 1_000_000,
             incarnation=topic.incarnation,
-            partitions=partitions,
+            partitions=[state.to_range() for state in states],
         )
-        for captured in topic.ranges.values():
-            captured.start = captured.end
-            captured.ledger = Ledger()
-            captured.lost, captured.epochs, captured.segments = [], [], []
-        topic.last_commit = time.monotonic()
-        topic.pending_bytes = 0
-        self._lossy = self._lossy or any(part.lost for part in partitions)
+        results = [state.to_result() for state in states]
+        for state in states:
+            state.committed()
+        topic.head_is_ours = True
+        self._lossy = self._lossy or any(part.lost or part.truncated for part in results)
         sha256 = topic.log.head_sha256
         assert sha256 is not None
         self._note_captured(topic, commit.number, sha256, changed=True)
-        yield self._committed(topic, commit, sha256)
-
-    def _partition_range(self, topic: _TopicRun, partition: int, captured: CapturedRange) -> PartitionRange:
-        ends = topic.ends[partition]
-        known = _last_epoch(topic.log, partition)
-        epochs = _new_epochs(known, captured.epochs)
-        is_last = captured.end == ends.last_stable_offset
-        if is_last and ends.leader_epoch > (epochs[-1].epoch if epochs else known):
-            epochs.append(LeaderEpoch(epoch=ends.leader_epoch, start_offset=captured.end))
-        return PartitionRange(
-            partition=partition,
-            start=captured.start,
-            end=captured.end,
-            log_start_offset=ends.log_start_offset,
-            last_stable_offset=ends.last_stable_offset,
-            high_watermark=ends.high_watermark,
-            leader_epochs=tuple(epochs),
-            ledger=captured.ledger,
-            lost=tuple(captured.lost),
-            segments=tuple(captured.segments),
-        )
-
-    def _committed(self, topic: _TopicRun, commit: Commit, sha256: str) -> TopicCommitted:
         segments = [segment for part in commit.partitions for segment in part.segments]
-        return TopicCommitted(
+        yield TopicCommitted(
             capture=self.id,
             topic=topic.name,
             topic_id=topic.incarnation.topic_id,
             commit=commit.number,
             commit_sha256=sha256,
-            records=sum(part.ledger.records for part in commit.partitions),
+            records=sum(part.records for part in results),
             stored_bytes=sum(segment.stored_size for segment in segments),
             raw_bytes=sum(segment.raw_size for segment in segments),
             segments=len(segments),
-            partitions=tuple(
-                PartitionResult(
-                    partition=part.partition,
-                    start=part.start,
-                    end=part.end,
-                    records=part.ledger.records,
-                    control=part.ledger.control,
-                    aborted=part.ledger.aborted,
-                    compacted=part.ledger.compacted,
-                    lost=part.ledger.lost,
-                    lost_spans=part.lost,
-                )
-                for part in commit.partitions
-            ),
+            partitions=tuple(results),
             object_uri=topic.log.uri(commit.number),
             seconds=time.monotonic() - topic.began,
         )
 
-    def _progress(self, topic: _TopicRun) -> BackupProgress:
-        with self._lock:
-            return BackupProgress(
-                topic=topic.name,
-                offsets_done=topic.offsets_done,
-                offsets_total=topic.offsets_total,
-                raw_bytes=topic.raw_bytes,
-                seconds=time.monotonic() - topic.began,
-            )
+    def _progress(self, topic: TopicState) -> BackupProgress:
+        return BackupProgress(
+            topic=topic.name,
+            offsets_done=topic.offsets_done,
+            offsets_total=topic.offsets_total,
+            raw_bytes=topic.raw_bytes,
+            seconds=time.monotonic() - topic.began,
+        )
 
     def _failure(self, topic: str, partition: int | None, error: KafkaBackupError) -> TopicFailed:
         self._failures.append(CaptureFailure(topic=topic, partition=partition, message=str(error)))
         return TopicFailed(capture=self.id, topic=topic, partition=partition, error=error)
 
-    def _note_captured(self, topic: _TopicRun, head: int, sha256: str, *, changed: bool) -> None:
+    def _note_captured(self, topic: TopicState, head: int, sha256: str, *, changed: bool) -> None:
         self._captured = [known for known in self._captured if known.topic != topic.name]
         self._captured.append(
             CapturedTopic(
@@ -681,17 +616,3 @@ class _Capture:
             recovery_point=self._started_at,
             seconds=time.monotonic() - self._began,
         )
-
-
-def _last_epoch(log: CommitLog, partition: int) -> int:
-    return max((entry.epoch for entry in log.leader_epochs(partition)), default=-1)
-
-
-def _new_epochs(known: int, found: Sequence[LeaderEpoch]) -> list[LeaderEpoch]:
-    """The epochs above the newest `known` one, ascending."""
-    epochs: list[LeaderEpoch] = []
-    for entry in found:
-        if entry.epoch > known:
-            epochs.append(entry)
-            known = entry.epoch
-    return epochs

@@ -8,10 +8,13 @@ is ever computed as "the rest".
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-from kafka_backup.errors import DamagedError, UnreachableError
-from kafka_backup.kafka.cluster import EARLIEST, LATEST, Cluster, OffsetAnswer
+from kafka_backup.capture_plan import Known
+from kafka_backup.errors import CancelledError, DamagedError, KafkaBackupError, UnreachableError
+from kafka_backup.kafka.cluster import EARLIEST, Cluster, OffsetAnswer
+from kafka_backup.kafka.epochs import common_ends
 from kafka_backup.kafka.fetch import (
     FETCH_BYTES,
     FetchedPartition,
@@ -26,20 +29,27 @@ from kafka_backup.repository.documents import LeaderEpoch, Ledger, LostSpan, Seg
 from kafka_backup.repository.segments import Compression, SegmentWriter, choose_compression
 
 
+class LogCutBackError(DamagedError):
+    """The leader's log is not the one that was captured so far: an unclean election cut it back."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartitionWork:
-    """What to capture of one partition: offsets ``[start, end)``, as the ends were asked.
+    """What to capture of one partition: offsets ``[known.end, end)``, as the ends were asked.
 
     Attributes:
         compacts: the topic's cleanup policy holds or held ``compact``, so gaps are explained.
+        known: what is captured already, and which leader was seen to have all of it.
+        first_index: the counter ``k`` of the first segment; each is used once in a capture.
     """
 
     topic: str
     topic_id: str
     partition: int
-    start: int
     end: int
     compacts: bool
+    known: Known
+    first_index: int = 0
 
     @property
     def name(self) -> str:
@@ -49,10 +59,14 @@ class PartitionWork:
 
 @dataclass(slots=True, kw_only=True)
 class CapturedRange:
-    """A finished piece of a partition: ``[start, end)`` with its segments stored and durable."""
+    """A finished piece of a partition: ``[start, end)`` with its segments stored and durable.
+
+    `epochs` are those that no earlier piece has; `leader_epoch` is that of the leader whose log it is.
+    """
 
     start: int
     end: int
+    leader_epoch: int
     ledger: Ledger = field(default_factory=Ledger)
     lost: list[LostSpan] = field(default_factory=list)
     epochs: list[LeaderEpoch] = field(default_factory=list)
@@ -61,6 +75,7 @@ class CapturedRange:
     def extend(self, other: CapturedRange) -> None:
         """Append the piece that follows this one."""
         self.end = other.end
+        self.leader_epoch = other.leader_epoch
         self.ledger += other.ledger
         self.lost += other.lost
         self.epochs += other.epochs
@@ -127,55 +142,89 @@ class PartitionCapture:
         self._retry_seconds = retry_seconds
         self._stop = stop
         self._on_bytes = on_bytes
-        self._position = work.start
-        self._piece_start = work.start
+        self._position = work.known.end
+        self._piece_start = work.known.end
+        self._epochs = list(work.known.epochs)
+        self._leader_epoch = work.known.leader_epoch
         self._tally = _Tally()
         self._writer: SegmentWriter | None = None
-        self._index = 0
+        self.next_index = work.first_index
 
     def pieces(self) -> Iterator[CapturedRange]:
         """Capture, yielding each piece as soon as it is durable; the pieces are contiguous.
 
+        Where brokers fail, all that they sent before is yielded first.
+
         Raises:
-            DamagedError: a batch whose CRC is wrong, a log that contradicts itself, or a log that
-                was cut back below what was captured.
+            DamagedError: a batch whose CRC is wrong, or a log that contradicts itself.
+            LogCutBackError: the log was cut back below what was captured.
             UnreachableError: the retries are used up.
         """
         try:
-            while self._position < self._work.end:
-                try:
-                    yield from self._fetch_to_end()
-                except OffsetOutOfRangeError:
-                    # The lost span must begin a segment: readers cut a segment's start, never its middle.
-                    if self._position > self._piece_start:
-                        yield self._close_piece()
-                    self._skip_what_retention_took()
-            piece = self._close_piece()
-            if piece.end > piece.start:
-                yield piece
+            with ExitStack() as stack:
+                responses = self._responses(stack)
+                while self._position < self._work.end:
+                    try:
+                        fetched = next(responses)
+                    except OffsetOutOfRangeError:
+                        # The lost span must begin a segment: readers cut a segment's start, never its middle.
+                        yield from self._close_piece()
+                        self._skip_what_retention_took()
+                        responses = self._responses(stack)
+                        continue
+                    except CancelledError:
+                        raise
+                    except KafkaBackupError:
+                        yield from self._close_piece()
+                        raise
+                    self._take(fetched)
+                    if self._writer is not None and self._writer.raw_size >= self._segment_bytes:
+                        yield from self._close_piece()
+                yield from self._close_piece()
         finally:
             if self._writer is not None:
                 self._writer.abort()
 
-    def _fetch_to_end(self) -> Iterator[CapturedRange]:
+    def _responses(self, stack: ExitStack) -> Iterator[FetchedPartition]:
+        """Fetch from the position on."""
+        stack.close()
+        fetcher = self._fetcher(self._position, self._work.end, min(FETCH_BYTES, self._segment_bytes))
+        return iter(stack.enter_context(fetcher))
+
+    def _fetcher(self, start: int, end: int, max_bytes: int) -> PartitionFetcher:
         work = self._work
-        fetcher = PartitionFetcher(
+        return PartitionFetcher(
             self._cluster,
             work.topic,
             work.topic_id,
             work.partition,
-            start=self._position,
-            end=work.end,
+            start=start,
+            end=end,
             isolation="read_committed",
             retry_seconds=self._retry_seconds,
             check_stop=self._stop.check,
-            max_bytes=min(FETCH_BYTES, self._segment_bytes),
+            max_bytes=max_bytes,
+            check_leader=self._check_leader,
         )
-        with fetcher:
-            for fetched in fetcher:
-                self._take(fetched)
-                if self._writer is not None and self._writer.raw_size >= self._segment_bytes:
-                    yield self._close_piece()
+
+    def _check_leader(self, leader_epoch: int) -> None:
+        """A new leader must have all that is captured up to here, before anything is read from it."""
+        if leader_epoch == self._leader_epoch:
+            return
+        work = self._work
+        key = (work.topic, work.partition)
+        known = Known(end=self._position, epochs=self._epochs, leader_epoch=self._leader_epoch)
+        found = common_ends(self._cluster, {key: known.history}, deadline=self._retry_seconds)[key]
+        if isinstance(found, KafkaBackupError):
+            raise found
+        if found.leader_epoch != leader_epoch:
+            raise UnreachableError(f"{work.name}: its leader changed while it was asked")
+        if found.offset < self._position:
+            raise LogCutBackError(
+                f"{work.name}: the log of its new leader (epoch {leader_epoch}) is another one from offset "
+                f"{found.offset} on, and {self._position} was reached; an unclean leader election cut it back"
+            )
+        self._leader_epoch = leader_epoch
 
     def _take(self, fetched: FetchedPartition) -> None:
         """Account for one fetch response and store what must be kept of it."""
@@ -271,18 +320,19 @@ class PartitionCapture:
         if self._writer is None:
             self._writer = self._open_writer(
                 self._work,
-                self._index,
+                self.next_index,
                 headers[0].base_offset,
                 choose_compression(self._compression, headers[0]),
             )
-            self._index += 1
+            self.next_index += 1
         self._writer.add(fetched.records[start:end], headers)
 
     def _note_epoch(self, header: BatchHeader) -> None:
-        epochs = self._tally.epochs
         epoch = header.partition_leader_epoch
-        if epoch >= 0 and (not epochs or epochs[-1].epoch < epoch):
-            epochs.append(LeaderEpoch(epoch=epoch, start_offset=max(header.base_offset, self._piece_start)))
+        if epoch >= 0 and (not self._epochs or self._epochs[-1].epoch < epoch):
+            entry = LeaderEpoch(epoch=epoch, start_offset=max(header.base_offset, self._piece_start))
+            self._epochs.append(entry)
+            self._tally.epochs.append(entry)
 
     def _explain(self, gaps: Sequence[tuple[int, int]], fetched: FetchedPartition) -> None:
         """Find out why offsets are missing, by evidence of their own."""
@@ -312,12 +362,9 @@ class PartitionCapture:
 
     def _without_what_retention_took(self, gaps: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
         """The log start moved past a gap before its second look: below it, nothing can be proved any more."""
-        log_start = self._ask({(self._work.topic, self._work.partition): EARLIEST}).offset
+        log_start = self._ask_log_start()
         if log_start <= gaps[0][0]:
-            raise DamagedError(
-                f"{self._work.name}: offset {gaps[0][0]} is out of range although the log starts at {log_start}; "
-                "the log was cut back (unclean leader election?)"
-            )
+            raise self._out_of_range(gaps[0][0], log_start)
         left = []
         for start, end in gaps:
             below = min(end, max(start, log_start))
@@ -330,17 +377,7 @@ class PartitionCapture:
     def _confirm_compacted(self, gaps: Sequence[tuple[int, int]]) -> None:
         """Fetch again from the first gap on: still no batch may lie in any of the gaps."""
         work = self._work
-        fetcher = PartitionFetcher(
-            self._cluster,
-            work.topic,
-            work.topic_id,
-            work.partition,
-            start=gaps[0][0],
-            end=gaps[-1][1],
-            isolation="read_committed",
-            retry_seconds=self._retry_seconds,
-            check_stop=self._stop.check,
-        )
+        fetcher = self._fetcher(gaps[0][0], gaps[-1][1], FETCH_BYTES)
         pending = list(reversed(gaps))
         with fetcher:
             for fetched in fetcher:
@@ -358,31 +395,33 @@ class PartitionCapture:
                         )
 
     def _skip_what_retention_took(self) -> None:
-        """Judge an OFFSET_OUT_OF_RANGE: below log start is lost, above the end is divergence."""
-        work = self._work
-        key = (work.topic, work.partition)
-        log_start = self._ask({key: EARLIEST})
-        if log_start.offset <= self._position:
-            end = self._ask({key: LATEST})
-            raise DamagedError(
-                f"{work.name}: offset {self._position} is out of the log's range [{log_start.offset}, "
-                f"{end.offset}) although it was captured or promised before; the log was cut back (unclean "
-                "leader election?)"
-            )
-        until = min(log_start.offset, work.end)
+        """Judge an OFFSET_OUT_OF_RANGE: below log start is lost, above the end is another log."""
+        log_start = self._ask_log_start()
+        if log_start <= self._position:
+            raise self._out_of_range(self._position, log_start)
+        until = min(log_start, self._work.end)
         self._tally.lost.append(LostSpan(start=self._position, end=until, reason="retention"))
         self._position = until
 
-    def _ask(self, question: dict[tuple[str, int], int]) -> OffsetAnswer:
-        ((_, answer),) = self._cluster.list_offsets(
-            question, isolation="read_committed", deadline=self._retry_seconds
-        ).items()
-        if not isinstance(answer, OffsetAnswer):
-            raise UnreachableError(f"{self._work.name}: the offsets could not be asked: {answer}") from answer
-        return answer
+    def _out_of_range(self, offset: int, log_start: int) -> LogCutBackError:
+        return LogCutBackError(
+            f"{self._work.name}: offset {offset} is out of range, and the log starts at {log_start}: it was cut "
+            "back (unclean leader election?)"
+        )
 
-    def _close_piece(self) -> CapturedRange:
-        """Make the open segment durable and return the piece that it ends."""
+    def _ask_log_start(self) -> int:
+        key = (self._work.topic, self._work.partition)
+        answer = self._cluster.list_offsets(
+            {key: EARLIEST}, isolation="read_uncommitted", deadline=self._retry_seconds
+        )[key]
+        if not isinstance(answer, OffsetAnswer):
+            raise UnreachableError(
+                f"{self._work.name}: the log start could not be asked: {answer}"
+            ) from answer
+        return answer.offset
+
+    def _close_piece(self) -> Iterator[CapturedRange]:
+        """Make the open segment durable and yield the piece that it ends, if there is anything in it."""
         segments = []
         if self._writer is not None:
             segments.append(self._writer.finish())
@@ -391,10 +430,12 @@ class PartitionCapture:
         piece = CapturedRange(
             start=self._piece_start,
             end=self._position,
+            leader_epoch=self._leader_epoch,
             ledger=tally.ledger(),
             lost=tally.lost,
             epochs=tally.epochs,
             segments=segments,
         )
         self._piece_start = self._position
-        return piece
+        if piece.end > piece.start:
+            yield piece

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from kafka_backup.errors import CancelledError, KafkaBackupError
-from kafka_backup.repository.documents import LostSpan, Window
+from kafka_backup.repository.documents import LostSpan, OffsetSpan, Window
 
 
 class StopToken:
@@ -66,7 +66,13 @@ class Deadline:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartitionResult:
-    """One partition of a commit: offsets ``[start, end)`` and their ledger."""
+    """One partition of a commit: offsets ``[start, end)`` and their ledger.
+
+    Attributes:
+        truncated: offsets that earlier captures hold and that are not in the log any more: an unclean
+            leader election cut it back to the beginning of this span.
+        not_captured: offsets below `start` that are left out, as the configuration's `start` says.
+    """
 
     partition: int
     start: int
@@ -77,6 +83,8 @@ class PartitionResult:
     compacted: int
     lost: int
     lost_spans: Sequence[LostSpan] = ()
+    truncated: OffsetSpan | None = None
+    not_captured: OffsetSpan | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,7 +180,7 @@ class CaptureFinished:
 
     Attributes:
         status: ``complete``; ``partial`` (a topic, partition or group failed); ``lossy`` (all that the
-            brokers still had is saved, but offsets were lost); ``held`` (nothing was done: the
+            brokers still had is saved, but offsets were lost, or a log was cut back); ``held`` (nothing was done: the
             window is held by capture `capture`, which began at or after its end).
         recovery_point: everything that was in Kafka before this time (ms) is in the repository.
     """

@@ -43,6 +43,7 @@ Kind = Literal[
     "count",
     "ledger",
     "lost",
+    "truncated",
     "checkpoint",
 ]
 
@@ -58,7 +59,7 @@ class Problem:
             ``offsets``, ``count``. Of a range: ``ledger`` (its records are not as many as its segments
             hold), ``lost`` (offsets that no capture could save). Of a cache: ``checkpoint`` (it says something
             else than the commits, and captures would believe it; one that nobody believes is no problem).
-        object: the key of the object; for ``lost`` and ``ledger`` of the commit that says it.
+        object: the key of the object; for ``lost``, ``truncated`` and ``ledger`` of the commit that says it.
         detail: a sentence for people.
     """
 
@@ -71,7 +72,7 @@ class Problem:
 class VerifyReport:
     """What a verification looked at, and what it found.
 
-    `status` is ``ok``; ``lossy`` (all stored data is right, but offsets were lost at capture); ``damaged``.
+    `status` is ``ok``; ``lossy`` (all stored data is right, but offsets were lost, or a log cut back, before the capture); ``damaged``.
     `stored_bytes` and `records` are of the segments that the commits name.
     """
 
@@ -126,7 +127,7 @@ def verify(
         problems += _data(repository, segments, known=problems, token=token, threads=threads)
     kinds = {problem.kind for problem in problems}
     return VerifyReport(
-        status="ok" if not kinds else "lossy" if kinds == {"lost"} else "damaged",
+        status="ok" if not kinds else "lossy" if kinds <= {"lost", "truncated"} else "damaged",
         level=level,
         problems=tuple(problems),
         topics=len({log.topic for log in logs}),
@@ -252,6 +253,13 @@ def _lost(commit: Commit, key: str) -> Iterator[Problem]:
                 f"({span.reason}) before capture {commit.capture_id} could save them"
             )
             yield Problem(kind="lost", object=key, detail=detail)
+        if part.truncated_to is not None:
+            detail = (
+                f"{commit.incarnation.topic} [{part.partition}]: its log was cut back to offset {part.truncated_to} "
+                f"by an unclean leader election, as capture {commit.capture_id} found; what earlier captures hold "
+                "above that is only restored as of them"
+            )
+            yield Problem(kind="truncated", object=key, detail=detail)
 
 
 def _ledgers(commit: Commit, key: str) -> Iterator[Problem]:

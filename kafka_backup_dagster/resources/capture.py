@@ -83,6 +83,8 @@ def _joined(first: "PartitionResult", second: "PartitionResult") -> "PartitionRe
         compacted=first.compacted + second.compacted,
         lost=first.lost + second.lost,
         lost_spans=(*first.lost_spans, *second.lost_spans),
+        truncated=second.truncated or first.truncated,
+        not_captured=first.not_captured,
     )
 
 

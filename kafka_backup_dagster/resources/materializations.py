@@ -190,6 +190,12 @@ def _loss_lines(topics: Sequence[TopicOutcome]) -> list[str]:
         f"{topic.topic} [{partition}]: offsets {span.start} to {span.end} (exclusive), {span.reason}"
         for topic in topics
         for partition, span in topic.lost
+    ] + [
+        f"{topic.topic} [{part.partition}]: an unclean leader election cut the log back to offset "
+        f"{part.truncated.start}; up to {part.truncated.end} only earlier captures hold what was there"
+        for topic in topics
+        for part in topic.partitions.values()
+        if part.truncated is not None
     ]
 
 
@@ -198,6 +204,7 @@ def _fail_if_incomplete(outcome: CaptureOutcome, silent: Sequence[dg.AssetKey]) 
     lines = [
         *(f"not saved: {failure_line(failure)}" for failure in outcome.failures),
         *(f"lost: {line}" for line in lost),
+        *(["offsets were lost"] if outcome.finished.status == "lossy" and not lost else []),
         *(f"no result: {key.to_user_string()} (does backup.exclude leave its topic out?)" for key in silent),
     ]
     if not lines:

@@ -7,79 +7,19 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pytest
-from click.testing import CliRunner
 
-from kafka_backup.cli import main
 from tests.support import topics
 from tests.support.kafka_cluster import KafkaCluster
 from tests.support.records import NewRecord
+from tests.support.shell import Shell
 from tests.support.topics import produce, read_topic
 from tests.support.waiting import wait_for
 
-COMMAND = [sys.executable, "-m", "kafka_backup.cli"]
 BASE = 1_700_000_000_000
-
-
-class Answer(NamedTuple):
-    """What a command wrote."""
-
-    stdout: str
-    stderr: str
-
-
-class Shell:
-    """Runs the command in a folder with a configuration."""
-
-    def __init__(self, folder: Path, bootstrap_servers: str, **backup: object) -> None:
-        self.folder = folder
-        self.repository = folder / "repository"
-        self.configure(bootstrap_servers, **backup)
-
-    def configure(self, bootstrap_servers: str, **backup: object) -> None:
-        cluster = {"bootstrap_servers": bootstrap_servers, "retry_seconds": 2}
-        config = {"cluster": cluster, "repository": {"url": f"file://{self.repository}"}, "backup": backup}
-        (self.folder / "kafka-backup.yaml").write_text(json.dumps(config))
-
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [*COMMAND, *arguments],
-            cwd=self.folder,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def run(self, *arguments: str, code: int = 0, spawn: bool = False) -> Answer:
-        """Runs a command to its end; in this process, unless told otherwise: starting one takes seconds."""
-        if spawn:
-            with self.start(*arguments) as process:
-                answer = Answer(*process.communicate(timeout=120))
-            ended = process.returncode
-        else:
-            config = str(self.folder / "kafka-backup.yaml")
-            result = CliRunner().invoke(main, ["--config", config, *arguments])
-            answer = Answer(result.stdout, result.stderr)
-            ended = result.exit_code
-        assert ended == code, f"{arguments}: {ended}\n{answer.stdout}\n{answer.stderr}"
-        assert "Traceback" not in answer.stderr
-        return answer
-
-    def json(self, *arguments: str, code: int = 0, spawn: bool = False) -> Any:
-        return json.loads(self.run(*arguments, "--json", code=code, spawn=spawn).stdout)
-
-    def files(self) -> list[Path]:
-        return sorted(path for path in self.repository.rglob("*") if path.is_file())
-
-    def segments(self) -> list[Path]:
-        return [path for path in self.files() if ".log" in path.name]
 
 
 @pytest.fixture

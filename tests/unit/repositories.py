@@ -102,6 +102,7 @@ def part(
         start=start,
         end=end,
         log_start_offset=0,
+        leader_epoch=0,
         last_stable_offset=end,
         high_watermark=end,
         ledger=Ledger(records=end - start - gone, lost=gone),

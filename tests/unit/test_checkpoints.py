@@ -64,7 +64,7 @@ def told(log: CommitLog) -> tuple[object, ...]:
         log.began_at,
         log.incarnation,
         log.compacts,
-        [(log.end_of(p), log.log_start_of(p), tuple(log.leader_epochs(p))) for p in range(3)],
+        [log.state_of(p) for p in range(3)],
         log.commits,
         [log.sha256_of(number) for number in range(len(log.commits))],
         [log.ranges(p) for p in range(3)],

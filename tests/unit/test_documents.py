@@ -63,6 +63,7 @@ COMMIT = Commit(
             start=INT64_MAX - 10,
             end=INT64_MAX,
             log_start_offset=0,
+            leader_epoch=0,
             last_stable_offset=INT64_MAX,
             high_watermark=INT64_MAX,
             leader_epochs=(LeaderEpoch(epoch=4, start_offset=0),),

@@ -61,6 +61,7 @@ def _log(store: Store, commits: Sequence[Sequence[Sequence[Record]]]) -> CommitL
                     start=start,
                     end=end,
                     log_start_offset=0,
+                    leader_epoch=0,
                     last_stable_offset=end,
                     high_watermark=end,
                     ledger=Ledger(records=count, compacted=end - start - count),

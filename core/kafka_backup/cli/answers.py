@@ -29,7 +29,7 @@ from kafka_backup.progress import (
     TopicUnchanged,
 )
 from kafka_backup.repository.commit_log import CommitLog
-from kafka_backup.repository.documents import Capture, Commit, LostSpan, PartitionRange, Window
+from kafka_backup.repository.documents import Capture, Commit, LostSpan, OffsetSpan, PartitionRange, Window
 from kafka_backup.repository.restore_documents import (
     PlannedTopic,
     RestoredTopic,
@@ -66,6 +66,10 @@ def _time(milliseconds: int | None) -> str | None:
 
 def _lost_spans(spans: Iterable[LostSpan]) -> list[Document]:
     return [{"start": span.start, "end": span.end, "reason": span.reason} for span in spans]
+
+
+def _span(span: OffsetSpan | None) -> Document | None:
+    return None if span is None else {"start": span.start, "end": span.end}
 
 
 class CaptureAnswer:
@@ -158,12 +162,18 @@ class CaptureAnswer:
             for count in _COUNTS:
                 entry[count] += getattr(part, count)
             entry["lost_spans"] += _lost_spans(part.lost_spans)
+            entry["truncated"] = _span(part.truncated) or entry["truncated"]
+            entry["not_captured"] = _span(part.not_captured) or entry["not_captured"]
         topic["partitions"] = [known[partition] for partition in sorted(known)]
 
     @property
     def exit_code(self) -> int:
         """0 only if all that was asked for is in the repository."""
-        lost = any(part["lost"] for topic in self._topics.values() for part in topic["partitions"])
+        lost = any(
+            part["lost"] or part["truncated"]
+            for topic in self._topics.values()
+            for part in topic["partitions"]
+        )
         codes = self._codes | ({EXIT_DAMAGED} if lost else set())
         if worst := worst_of(codes):
             return worst
@@ -204,6 +214,8 @@ def _partition_result(part: PartitionResult) -> Document:
         "end": part.end,
         **{count: getattr(part, count) for count in _COUNTS},
         "lost_spans": _lost_spans(part.lost_spans),
+        "truncated": _span(part.truncated),
+        "not_captured": _span(part.not_captured),
     }
 
 
@@ -270,6 +282,8 @@ def _partition_range(part: PartitionRange) -> Document:
         "end": part.end,
         **{count: getattr(part.ledger, count) for count in _COUNTS},
         "lost_spans": _lost_spans(part.lost),
+        "truncated_to": part.truncated_to,
+        "not_captured": _span(part.not_captured),
         "segments": len(part.segments),
     }
 

@@ -120,6 +120,12 @@ def backup(session: Session, topics: tuple[str, ...], window: Window | None) -> 
                 session.complain(
                     f"{place}: offsets [{span['start']}, {span['end']}) are lost ({span['reason']})"
                 )
+            if (cut := part["truncated"]) is not None:
+                session.complain(
+                    f"{topic['topic']} [{part['partition']}]: the log was cut back to offset {cut['start']} by an "
+                    f"unclean leader election. What earlier captures hold of [{cut['start']}, {cut['end']}) is not "
+                    "part of the topic any more; restore --capture with an older one brings it back"
+                )
     if document["status"] == "held":
         session.say(f"nothing to do: capture {document['capture']} holds this window")
     return answer.exit_code

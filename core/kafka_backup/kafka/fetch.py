@@ -208,6 +208,7 @@ class PartitionFetcher:
         retry_seconds: float,
         check_stop: Callable[[], None],
         max_bytes: int = FETCH_BYTES,
+        check_leader: Callable[[int], None] | None = None,
     ) -> None:
         """Prepare; nothing is contacted yet.
 
@@ -222,6 +223,9 @@ class PartitionFetcher:
             retry_seconds: how long there may be no progress.
             check_stop: called between responses; raises to stop.
             max_bytes: of one response; a larger batch comes whole all the same (KIP-74).
+            check_leader: called with the epoch of each leader before it is read from, and for each
+                connection anew; raises to stop. All that is fetched through the connection is that
+                leader's log: another one would refuse the epoch.
         """
         self._cluster = cluster
         self._topic = topic
@@ -233,6 +237,7 @@ class PartitionFetcher:
         self._retry_seconds = retry_seconds
         self._check_stop = check_stop
         self._max_bytes = max_bytes
+        self._check_leader = check_leader
         self._connection: Connection | None = None
         self._leader_epoch = -1
         self._failed = False
@@ -378,6 +383,8 @@ class PartitionFetcher:
         address, self._leader_epoch = self._cluster.leader(
             self._topic, self._topic_id, self._partition, fresh=self._failed
         )
+        if self._check_leader is not None:
+            self._check_leader(self._leader_epoch)
         if self._nearby is not None:
             nearby = self._cluster.metadata([self._topic]).brokers.get(self._nearby)
             if nearby is None:

@@ -135,7 +135,9 @@ class TopicAdmin:
     def broker_setting(self, name: str, brokers: Sequence[int]) -> Sequence[str]:
         """Return a setting of each of these brokers; one that does not know it is left out."""
         resources = [ConfigResource(ResourceType.BROKER, str(broker)) for broker in brokers]
-        futures = self._admin().describe_configs(resources, request_timeout=self._retry_seconds)
+        futures: dict[ConfigResource, Future[Any]] = {}
+        for resource in resources:  # a broker describes itself alone: one call for each
+            futures |= self._admin().describe_configs([resource], request_timeout=self._retry_seconds)
         found = (
             self._result(future, f"describing the settings of broker {resource.name}")
             for resource, future in futures.items()

@@ -51,6 +51,7 @@ class CheckpointPartition(Part):
     partition: Count
     end: Count
     log_start_offset: Count
+    leader_epoch: Count
     leader_epochs: tuple[LeaderEpoch, ...]
 
 
@@ -90,6 +91,7 @@ class Checkpoint(Document):
                     partition=number,
                     end=partition.end,
                     log_start_offset=partition.log_start_offset,
+                    leader_epoch=partition.leader_epoch,
                     leader_epochs=tuple(partition.leader_epochs),
                 )
                 for number, partition in sorted(state.partitions.items())
@@ -108,6 +110,7 @@ class Checkpoint(Document):
                 part.partition: PartitionState(
                     end=part.end,
                     log_start_offset=part.log_start_offset,
+                    leader_epoch=part.leader_epoch,
                     leader_epochs=list(part.leader_epochs),
                 )
                 for part in self.partitions

@@ -27,14 +27,13 @@ from kafka_backup.repository.checkpoints import (
 from kafka_backup.repository.documents import (
     Commit,
     Incarnation,
-    LeaderEpoch,
     PartitionRange,
     SegmentEntry,
     Window,
     sha256_of,
 )
 from kafka_backup.repository.layout import commit_key, commits_folder, parse_commit_key, segment_key
-from kafka_backup.repository.log_state import LogState
+from kafka_backup.repository.log_state import LogState, PartitionState
 from kafka_backup.repository.segments import StoredSegment
 from kafka_backup.repository.store import ObjectNotFoundError, Store, put_once
 
@@ -84,10 +83,9 @@ def commit_flaws(
             yield CommitFlaw("chain", f"{name} is named twice, or the topic has no such partition")
         seen.add(part.partition)
         end = ends.get(part.partition)
-        if end is not None and part.start != end and not _may_begin_elsewhere(part, end):
-            yield CommitFlaw(
-                "chain", f"{name} begins at offset {part.start}, but the commits before it end at {end}"
-            )
+        if not _begins_in_place(part, end):
+            before = "nothing comes before it" if end is None else f"the commits before it end at {end}"
+            yield CommitFlaw("chain", f"{name} begins at offset {part.start}, but {before}")
         previous = -1
         for entry in part.segments:
             in_order = previous < entry.first_offset <= entry.last_offset
@@ -100,11 +98,14 @@ def commit_flaws(
             previous = entry.last_offset
 
 
-def _may_begin_elsewhere(part: PartitionRange, end: int) -> bool:
-    if part.start < end:
-        return part.truncated_to == part.start
-    span = part.not_captured
-    return span is not None and (span.start, span.end) == (end, part.start)
+def _begins_in_place(part: PartitionRange, end: int | None) -> bool:
+    """Whether a range begins where the last one ended, or says why it does not."""
+    if part.truncated_to is not None:
+        return end is not None and part.truncated_to == part.start < end
+    skipped = part.not_captured
+    if skipped is not None:
+        return skipped.start < skipped.end == part.start and end in (None, skipped.start)
+    return end in (None, part.start)
 
 
 def _live_start(part: PartitionRange, entry: SegmentEntry) -> int:
@@ -249,15 +250,9 @@ class CommitLog:
         known = self._state.partitions.get(partition)
         return None if known is None else known.end
 
-    def log_start_of(self, partition: int) -> int | None:
-        """The broker's log start at the last commit of a partition; None if it was never captured."""
-        known = self._state.partitions.get(partition)
-        return None if known is None else known.log_start_offset
-
-    def leader_epochs(self, partition: int) -> Sequence[LeaderEpoch]:
-        """All leader epochs that the commits name for a partition, in their order."""
-        known = self._state.partitions.get(partition)
-        return () if known is None else known.leader_epochs
+    def state_of(self, partition: int) -> PartitionState | None:
+        """What the next capture must know of a partition; None if it was never captured."""
+        return self._state.partitions.get(partition)
 
     def ranges(self, partition: int) -> Sequence[PartitionRange]:
         """What each commit covers of a partition, oldest first. Reads all commits."""

@@ -259,6 +259,9 @@ class PartitionRange(Part):
             earlier commits at or above it no longer belong to the partition.
         log_start_offset: first offset that the broker still had, as last_stable_offset and
             high_watermark at the instant when the capture asked for the ends.
+        leader_epoch: of the leader whose log held everything below `end` as it was captured. While
+            the partition keeps this leader, its log cannot have been cut back.
+        leader_epochs: the epochs that first occur in this range, and from which offset on.
     """
 
     partition: Count
@@ -267,6 +270,7 @@ class PartitionRange(Part):
     log_start_offset: Count
     last_stable_offset: Count
     high_watermark: Count
+    leader_epoch: Count
     leader_epochs: tuple[LeaderEpoch, ...] = ()
     ledger: Ledger
     lost: tuple[LostSpan, ...] = ()

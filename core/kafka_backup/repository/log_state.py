@@ -14,11 +14,13 @@ class PartitionState:
     Attributes:
         end: the offset where the next range begins.
         log_start_offset: as the broker said at the last capture that could ask.
-        leader_epochs: all that the commits name, in their order.
+        leader_epoch: of the leader whose log then held everything below `end`.
+        leader_epochs: of what the partition holds, ascending; those that a truncation took away are gone.
     """
 
     end: int
     log_start_offset: int
+    leader_epoch: int
     leader_epochs: list[LeaderEpoch]
 
 
@@ -53,10 +55,14 @@ class LogState:
         for part in commit.partitions:
             known = self.partitions.get(part.partition)
             if known is None:
-                known = PartitionState(end=0, log_start_offset=0, leader_epochs=[])
+                known = PartitionState(end=0, log_start_offset=0, leader_epoch=0, leader_epochs=[])
                 self.partitions[part.partition] = known
             known.end = part.end
             known.log_start_offset = part.log_start_offset
+            known.leader_epoch = part.leader_epoch
+            cut = part.truncated_to
+            if cut is not None:
+                known.leader_epochs = [epoch for epoch in known.leader_epochs if epoch.start_offset < cut]
             known.leader_epochs += part.leader_epochs
 
     @property

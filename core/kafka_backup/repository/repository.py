@@ -101,15 +101,17 @@ class Repository:
                 )
         return log
 
-    def logs_to_append(self, incarnations: Sequence[tuple[str, str]]) -> Sequence[CommitLog]:
+    def logs_to_append(self, incarnations: Sequence[tuple[str, str]]) -> Sequence[CommitLog | DamagedError]:
         """Open the commit logs of some topics and topic ids, in this order, as their writer.
 
-        Raises:
-            DamagedError: as `commit_log`.
+        In the place of a log that is damaged comes what `commit_log` raises for it.
         """
 
-        def open_one(incarnation: tuple[str, str]) -> CommitLog:
-            log = self.commit_log(*incarnation)
+        def open_one(incarnation: tuple[str, str]) -> CommitLog | DamagedError:
+            try:
+                log = self.commit_log(*incarnation)
+            except DamagedError as error:
+                return error
             log.renew_checkpoint()
             return log
 
