@@ -50,6 +50,15 @@ e2e: venv image ## tests of the whole way, user interface included
 coverage: venv images ## every test, and which lines none of them reaches
 	$(PYTEST) $(PARALLEL) --cov --cov-report=term --cov-report=xml
 
+.PHONY: bench
+bench: venv $(VENV)/.bench ## the engine beside other clients: times, memory, a chart (ARGS=--quick: only see that it works)
+	@exec $(BIN)/python -m bench $(ARGS)
+
+$(VENV)/.bench: pyproject.toml constraints.txt
+	@command -v mvn >/dev/null && command -v java >/dev/null || bash scripts/apt-install.sh "the benchmarks" maven default-jdk-headless
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,bench]' --constraint constraints.txt
+	@touch $@
+
 .PHONY: lint
 lint: venv ## ruff, mypy, import-linter
 	$(BIN)/ruff check
@@ -84,4 +93,4 @@ images: venv docker ## the same, and the oldest Kafka that is tested
 .PHONY: clean
 clean: ## remove what was made here, the virtual environment included
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage coverage.xml \
-	  build dist .dagster_home tests/support/kafka-image/build
+	  build dist .dagster_home bench/build tests/support/kafka-image/build
