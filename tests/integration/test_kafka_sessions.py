@@ -9,9 +9,10 @@ from kio.schema.metadata.v12.response import MetadataResponse
 
 from kafka_backup.kafka.cluster import Cluster
 from kafka_backup.kafka.connection import Connection
+from kafka_backup.kafka.connection_pool import ConnectionPool
 from kafka_backup.kafka.fetch import PartitionFetcher
 from kafka_backup.kafka.produce import PartitionProducer
-from kafka_backup.kafka.settings import ConnectionSettings
+from kafka_backup.kafka.settings import Address, ConnectionSettings
 from kafka_backup.kafka.topics import TopicAdmin
 from tests.support.records import NewRecord, encode_batch
 from tests.support.secure_cluster import SESSION_MS, USER, SecureCluster
@@ -21,16 +22,16 @@ from tests.support.waiting import wait_for
 RENEWALS = 2
 
 
-class Watched(Cluster):
-    """Remembers the connections that were opened to move records."""
+class Watched(ConnectionPool):
+    """Remembers the connections that were taken to move records."""
 
     def __init__(self, settings: ConnectionSettings) -> None:
-        super().__init__(settings, retry_seconds=30)
-        self.opened: list[Connection] = []
+        super().__init__(settings)
+        self.taken: list[Connection] = []
 
-    def open_connection(self, address):  # type: ignore[no-untyped-def]
-        self.opened.append(super().open_connection(address))
-        return self.opened[-1]
+    def take(self, address: Address) -> Connection:
+        self.taken.append(super().take(address))
+        return self.taken[-1]
 
 
 def settings(secure: SecureCluster, mechanism: str = "SCRAM-SHA-512") -> ConnectionSettings:
@@ -46,10 +47,17 @@ def settings(secure: SecureCluster, mechanism: str = "SCRAM-SHA-512") -> Connect
 
 
 @pytest.fixture
-def watched(secure: SecureCluster) -> Iterator[Watched]:
-    cluster = Watched(settings(secure))
-    yield cluster
-    cluster.close()
+def cluster(secure: SecureCluster) -> Iterator[Cluster]:
+    asking = Cluster(settings(secure), retry_seconds=30)
+    yield asking
+    asking.close()
+
+
+def watched(cluster: Cluster) -> Watched:
+    """From now on, the cluster's connections are these."""
+    cluster.connections.close()
+    cluster.connections = pool = Watched(cluster.settings)
+    return pool
 
 
 def test_a_connection_outlives_its_sessions(secure: SecureCluster) -> None:
@@ -91,7 +99,7 @@ def test_both_clients_survive_a_long_silence(secure: SecureCluster) -> None:
     admin.close()
 
 
-def test_a_slow_fetch_goes_on_through_its_sessions(secure: SecureCluster, watched: Watched) -> None:
+def test_a_slow_fetch_goes_on_through_its_sessions(secure: SecureCluster, cluster: Cluster) -> None:
     """What: one partition read so slowly that the session ends several times, on one connection.
 
     Why: a capture is as slow as its store, its cap or the broker's quota.
@@ -105,10 +113,12 @@ def test_a_slow_fetch_goes_on_through_its_sessions(secure: SecureCluster, watche
         [NewRecord(b"%d" % n) for n in range(count)],
         config={"batch.num.messages": 1, "linger.ms": 0},
     )
+    topic_id = cluster.metadata([topic]).topics[topic].topic_id
+    pool = watched(cluster)
     fetcher = PartitionFetcher(
-        watched,
+        cluster,
         topic,
-        watched.metadata([topic]).topics[topic].topic_id,
+        topic_id,
         0,
         start=0,
         end=count,
@@ -121,30 +131,36 @@ def test_a_slow_fetch_goes_on_through_its_sessions(secure: SecureCluster, watche
     with fetcher:
         for fetched in fetcher:
             offsets += [header.base_offset for _, header in fetched.batches]
-            if watched.opened[0].authentications <= RENEWALS:
+            if pool.taken[0].authentications <= RENEWALS:
                 time.sleep(0.02)  # a slow reader
     assert offsets == list(range(count))
-    assert len(watched.opened) == 1
-    assert watched.opened[0].authentications > RENEWALS
+    assert len(pool.taken) == 1
+    assert pool.taken[0].authentications > RENEWALS
 
 
-def test_a_pipeline_of_writes_goes_on_through_its_sessions(secure: SecureCluster, watched: Watched) -> None:
+def test_a_pipeline_of_writes_goes_on_through_its_sessions(secure: SecureCluster, cluster: Cluster) -> None:
     """What: batches with five in flight all the time, while the session is renewed several times.
 
     Why: the answers that are on their way come before the broker's answer to the renewal.
     Risk: an acknowledgement taken for another batch's, or lost: the restore's tripwire would fire.
     """
     topic = new_topic(secure)
-    producer = PartitionProducer(watched, topic, watched.metadata([topic]).topics[topic].topic_id, 0)
+    topic_id = cluster.metadata([topic]).topics[topic].topic_id
+    cluster.leader(topic, topic_id, 0)
+    pool = watched(cluster)
+    producer = PartitionProducer(cluster, topic, topic_id, 0)
+    connection = pool.taken[-1]
+    renewed = connection.authentications + RENEWALS
     sent = acknowledged = 0
-    while watched.opened[0].authentications <= RENEWALS or acknowledged < sent:
-        while sent - acknowledged < 5 and watched.opened[0].authentications <= RENEWALS:
+    while connection.authentications < renewed or acknowledged < sent:
+        while sent - acknowledged < 5 and connection.authentications < renewed:
             producer.send(bytearray(encode_batch([NewRecord(b"%d" % sent, timestamp=1_700_000_000_000)])))
             sent += 1
         result = producer.receive()
         assert (result.error_code, result.base_offset) == (0, acknowledged)
         acknowledged += 1
     producer.close()
-    assert len(watched.opened) == 1
+    assert pool.taken[-1] is connection
+    assert not connection.closed
     records = read_topic(secure.bootstrap_servers, topic)[0]
     assert [record.value for record in records] == [b"%d" % n for n in range(sent)]

@@ -84,6 +84,10 @@ class ScriptedBroker:
         with contextlib.suppress(OSError):
             self._server.shutdown(socket.SHUT_RDWR)
         self._server.close()
+        self.drop_all()
+
+    def drop_all(self) -> None:
+        """Drops everybody who is connected."""
         for each in self._open:
             with contextlib.suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)

@@ -17,6 +17,8 @@ class TcpProxy:
 
     def __init__(self, target_port: int, port: int = 0) -> None:
         self.target_port = target_port
+        self.connections = 0
+        """How many were accepted so far."""
         self._mode: Mode = "open"
         self._peers: set[asyncio.StreamWriter] = set()
         self._loop = asyncio.new_event_loop()
@@ -66,6 +68,7 @@ class TcpProxy:
         done.wait(5)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
         if self._mode == "reset":
             writer.transport.abort()
             return

@@ -11,7 +11,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -37,6 +36,7 @@ from kafka_backup.errors import (
     UnreachableError,
 )
 from kafka_backup.kafka.connection import Connection
+from kafka_backup.kafka.connection_pool import ConnectionPool
 from kafka_backup.kafka.metadata import ClusterMetadata, TopicMetadata, agreed, newest, read_metadata
 from kafka_backup.kafka.settings import Address, ConnectionSettings
 
@@ -93,7 +93,8 @@ class EpochEnd:
 class Cluster:
     """Answers questions about one cluster; safe to use from many threads.
 
-    Short questions share pooled connections; who moves records opens a connection of its own.
+    Attributes:
+        connections: what questions and those who move records share.
     """
 
     def __init__(self, settings: ConnectionSettings, *, retry_seconds: float) -> None:
@@ -106,7 +107,7 @@ class Cluster:
         self.settings = settings
         self.retry_seconds = retry_seconds
         self._lock = threading.Lock()
-        self._idle: dict[Address, list[Connection]] = defaultdict(list)
+        self.connections = ConnectionPool(settings)
         self._brokers: dict[int, Address] = {}
         self._topics: dict[str, TopicMetadata] = {}
         self._check_stop: Callable[[], None] | None = None
@@ -118,12 +119,8 @@ class Cluster:
         return view
 
     def close(self) -> None:
-        """Close the pooled connections."""
-        with self._lock:
-            idle = [connection for pooled in self._idle.values() for connection in pooled]
-            self._idle.clear()
-        for connection in idle:
-            connection.close()
+        """Close the idle connections."""
+        self.connections.close()
 
     def _wait(self, seconds: float) -> None:
         end = time.monotonic() + seconds
@@ -131,21 +128,6 @@ class Cluster:
             if self._check_stop is not None:
                 self._check_stop()
             time.sleep(min(left, 0.2))
-
-    @contextmanager
-    def _leased(self, address: Address) -> Iterator[Connection]:
-        with self._lock:
-            pooled = self._idle[address]
-            connection = pooled.pop() if pooled else None
-        if connection is None or connection.closed:
-            connection = Connection(address, self.settings)
-        try:
-            yield connection
-        except BaseException:
-            connection.close()
-            raise
-        with self._lock:
-            self._idle[address].append(connection)
 
     def _request(self, connection: Connection, payload: Any, response_type: type[Answer]) -> Answer:
         return connection.request(payload, response_type, check_stop=self._check_stop)
@@ -176,7 +158,7 @@ class Cluster:
         problems = []
         for address in dict.fromkeys([*known, *self.settings.bootstrap]):
             try:
-                with self._leased(address) as connection:
+                with self.connections.lent(address) as connection:
                     return self._request(connection, payload, response_type)
             except UnreachableError as error:
                 problems.append(str(error))
@@ -193,7 +175,7 @@ class Cluster:
             UnreachableError: it does not answer; whether it did what was asked is unknown.
             ConfigurationError: it does not know this version of the API.
         """
-        with self._leased(address) as connection:
+        with self.connections.lent(address) as connection:
             key, version = int(payload.__api_key__), int(payload.__version__)
             if not connection.speaks(key, version):
                 raise ConfigurationError(
@@ -204,7 +186,7 @@ class Cluster:
 
     def speaks(self, address: Address, api_key: int, version: int) -> bool:
         """Whether a broker knows this version of an API."""
-        with self._leased(address) as connection:
+        with self.connections.lent(address) as connection:
             return connection.speaks(api_key, version)
 
     def retry(self, what: str, ask: Callable[[], Answer]) -> Answer:
@@ -305,7 +287,7 @@ class Cluster:
 
         def ask(number: int, address: Address) -> None:
             try:
-                with self._leased(address) as connection:
+                with self.connections.lent(address) as connection:
                     results.put((number, self._request(connection, request, MetadataResponse)))
             except BaseException as error:  # noqa: BLE001 - raised by the thread that waits
                 results.put((number, error))
@@ -382,10 +364,6 @@ class Cluster:
         if part is None or address is None:
             raise broker_error(ErrorCode.leader_not_available, f"{topic} [{partition}]")
         return address, part.leader_epoch
-
-    def open_connection(self, address: Address) -> Connection:
-        """Open a connection that the caller owns and closes."""
-        return Connection(address, self.settings)
 
     def list_offsets(
         self, positions: Mapping[Partition, int], *, isolation: str, deadline: float | None = None
@@ -514,7 +492,7 @@ class Cluster:
             ) -> Iterable[tuple[Partition, Found | int | KafkaBackupError]]:
                 address, group = pair
                 try:
-                    with self._leased(address) as connection:
+                    with self.connections.lent(address) as connection:
                         return read(self._request(connection, payload(group, epochs), response_type), epochs)
                 except UnreachableError as error:
                     return [(key, error) for key in group]

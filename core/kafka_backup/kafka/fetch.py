@@ -255,9 +255,19 @@ class PartitionFetcher:
         self.close()
 
     def close(self) -> None:
-        """Close the connection."""
+        """Let go of the connection; where no response is outstanding, others can use it."""
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        if self._throttle_seconds > 0:  # the broker reads nothing from it for that long
+            connection.close()
+        else:
+            self._cluster.connections.give_back(connection)
+
+    def _drop(self) -> None:
+        """Close the connection: what is wrong with it, others must not meet again."""
         if self._connection is not None:
-            self._connection.close()
+            self._cluster.connections.discard(self._connection)
             self._connection = None
 
     def __iter__(self) -> Iterator[FetchedPartition]:
@@ -276,7 +286,7 @@ class PartitionFetcher:
             try:
                 fetched = self._receive()
             except KafkaBackupError as error:
-                self.close()
+                self._drop()
                 self._failed = True
                 if not error.retriable:
                     raise
@@ -365,7 +375,7 @@ class PartitionFetcher:
                 self._ask()
             except UnreachableError:
                 # What came before the connection broke counts; the next call connects again.
-                self.close()
+                self._drop()
         if not progress:
             return None
         return FetchedPartition(
@@ -391,7 +401,7 @@ class PartitionFetcher:
                 self._to_leader_only()
             else:
                 address = nearby
-        return self._cluster.open_connection(address)
+        return self._cluster.connections.take(address)
 
     def _ask(self) -> None:
         assert self._connection is not None

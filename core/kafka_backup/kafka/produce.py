@@ -110,7 +110,8 @@ class PartitionProducer:
             UnreachableError, BrokerError: there is none, or it does not answer.
         """
         address, _epoch = cluster.leader(topic, topic_id, partition)
-        self._connection = cluster.open_connection(address)
+        self._pool = cluster.connections
+        self._connection = self._pool.take(address)
         self._topic = topic
         self._partition = partition
         self._patience = cluster.settings.socket_timeout
@@ -142,5 +143,8 @@ class PartitionProducer:
         return result
 
     def close(self) -> None:
-        """Close the connection; the outcome of batches without a result is unknown."""
-        self._connection.close()
+        """Let go of the connection; the outcome of batches without a result is unknown."""
+        if self._throttle_seconds > 0:  # the broker reads nothing from it for that long
+            self._connection.close()
+        else:
+            self._pool.give_back(self._connection)
