@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
-from tests.support.engine import capture, committed, open_engine, restored_as
+import pytest
+
+from kafka_backup import BackupEvent, CaptureFinished, TopicCommitted
+from kafka_backup.kafka.fetch import FetchedPartition
+from kafka_backup.partition_capture import PartitionCapture
+from kafka_backup.repository.documents import OffsetSpan
+from tests.support.engine import capture, committed, open_engine, restore, restored_as
 from tests.support.kafka_cluster import KafkaCluster
 from tests.support.records import NewRecord
 from tests.support.shell import Shell
@@ -49,41 +56,74 @@ def test_a_leader_that_was_cut_off_does_not_end_a_capture_too_early(
     wait_for(lambda: kafka3.in_sync(topic) == 3, 60, "the healed broker to be in sync")
 
 
+class Unclean:
+    """A topic on two of three brokers; one is killed, the other takes its place without its last records."""
+
+    def __init__(self, kafka: KafkaCluster, partitions: int) -> None:
+        self.kafka = kafka
+        self.leader, self.follower, _ = kafka.ids
+        self.dead = 0
+        settings = {"unclean.leader.election.enable": "true", "min.insync.replicas": 1, "retention.ms": -1}
+        self.topic = new_topic(
+            kafka, partitions, assignment=[self.leader, self.follower], config={**settings}
+        )
+
+    @property
+    def servers(self) -> str:
+        """Those that are alive."""
+        return self.kafka.bootstrap_servers_without(self.dead)
+
+    def write(self, count: int, start: int, partition: int = 0) -> None:
+        """In batches of a few records."""
+        config = {**TUNED, "batch.size": 4096}
+        produce(self.servers, self.topic, _records(count, start), partition=partition, config=config)
+
+    def kill_follower(self) -> None:
+        """From now on only the leader has what is written."""
+        self.kafka.kill(self.follower)
+        self.dead = self.follower
+        wait_for(lambda: self.kafka.partition(self.topic).isr == [self.leader], 60, "a smaller ISR")
+
+    def elect_follower(self) -> None:
+        """The leader dies, and the other comes back."""
+        self.kafka.kill(self.leader)
+        self.kafka.start(self.follower)
+        self.dead = self.leader
+        wait_for(lambda: self.kafka.leader_of(self.topic) == self.follower, 60, "an unclean election")
+
+    def heal(self) -> None:
+        """All are back."""
+        for each in (self.leader, self.follower):
+            self.kafka.node(each).reload()
+            if self.kafka.node(each).status != "running":
+                self.kafka.start(each)
+        self.dead = 0
+        wait_for(lambda: self.kafka.in_sync(self.topic) == 2, 60, "the healed broker to be in sync")
+
+
 def test_backup_with_unclean_leader_election_enabled(kafka3: KafkaCluster, tmp_path: Path) -> None:
     """What: an unclean election takes records away that were captured; the log stays short, or grows again.
 
     Why: the cluster forgets acknowledged records then, and writes others over their offsets.
     Risk: the new records below our old end are never captured, or two histories are mixed in one restore.
     """
-    leader, follower, _ = kafka3.ids
-    unclean = {"unclean.leader.election.enable": "true", "min.insync.replicas": 1, "retention.ms": -1}
-    topic = new_topic(kafka3, len(GROWN), assignment=[leader, follower], config=unclean)
-
-    def write(count: int, start: int, partition: int, *, without: int) -> None:
-        servers = kafka3.bootstrap_servers_without(without)
-        produce(servers, topic, _records(count, start), partition=partition, config=TUNED)
-
+    cluster = Unclean(kafka3, len(GROWN))
+    topic = cluster.topic
     for partition in range(len(GROWN)):
-        write(100, 0, partition, without=0)
-    kafka3.kill(follower)
+        cluster.write(100, 0, partition)
     try:
-        wait_for(
-            lambda: kafka3.partition(topic, 3, via=leader).isr == [leader], 60, "the follower to be left out"
-        )
+        cluster.kill_follower()
         for partition in range(len(GROWN)):
-            write(50, 1000, partition, without=follower)
-        shell = Shell(tmp_path, kafka3.bootstrap_servers_without(follower), retry_seconds=60)
+            cluster.write(50, 1000, partition)
+        shell = Shell(tmp_path, cluster.servers, retry_seconds=60)
         before = shell.json("backup", "--topic", topic)
-        kafka3.kill(leader)
-        kafka3.start(follower)
-        wait_for(lambda: kafka3.leader_of(topic, 3, via=follower) == follower, 60, "an unclean election")
+        cluster.elect_follower()
         for partition, count in enumerate(GROWN):
-            write(count, 2000, partition, without=leader)
-        shell.configure(kafka3.bootstrap_servers_without(leader), retry_seconds=60)
+            cluster.write(count, 2000, partition)
+        shell.configure(cluster.servers, retry_seconds=60)
         loud = shell.run("backup", "--topic", topic, "--json", code=4)
     finally:
-        kafka3.start(leader)
-    wait_for(lambda: kafka3.in_sync(topic, 3) == 2, 60, "the healed broker to be in sync")
+        cluster.heal()
     assert [part["records"] for part in before["topics"][0]["partitions"]] == [150] * len(GROWN)
     after = json.loads(loud.stdout)
     assert after["status"] == "lossy"
@@ -101,3 +141,55 @@ def test_backup_with_unclean_leader_election_enabled(kafka3: KafkaCluster, tmp_p
     wanted = [record.value for record in [*_records(100), *_records(50, 1000)]]
     for records in read_topic(kafka3.bootstrap_servers, f"old-{topic}").values():
         assert [record.value for record in records] == wanted
+
+
+def test_an_unclean_election_during_a_capture(
+    kafka3: KafkaCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What: while a capture is in the middle of a partition, an unclean election changes what it has read.
+
+    Why: a first capture takes hours, and the old end of the log is its promise.
+    Risk: records of both histories in one range, with every CRC right, and exit code 0.
+    """
+    cluster = Unclean(kafka3, 1)
+    topic = cluster.topic
+    cluster.write(1000, 0)
+    reached, go_on = threading.Event(), threading.Event()
+    take = PartitionCapture._take
+
+    def slowly(self: PartitionCapture, fetched: FetchedPartition) -> None:
+        take(self, fetched)
+        if self._position > 1100 and not reached.is_set():
+            reached.set()
+            assert go_on.wait(120)
+
+    monkeypatch.setattr(PartitionCapture, "_take", slowly)
+    events: list[BackupEvent] = []
+    try:
+        cluster.kill_follower()
+        cluster.write(3000, 10_000)
+        settings = {"bootstrap_servers": cluster.servers, "retry_seconds": 60}
+        with open_engine(kafka3, tmp_path, cluster=settings, segment_bytes=1 << 16) as engine:
+            run = threading.Thread(target=lambda: events.extend(engine.backup([topic])))
+            run.start()
+            assert reached.wait(60)
+            cluster.elect_follower()
+            cluster.write(200, 20_000)
+            go_on.set()
+            run.join(180)
+            assert not run.is_alive()
+    finally:
+        go_on.set()
+        cluster.heal()
+    commits = [event for event in events if isinstance(event, TopicCommitted)]
+    (whole, cut) = (commits[0].partitions[0], commits[-1].partitions[0])
+    assert whole.start == 0
+    assert whole.end > 1100
+    assert cut.truncated == OffsetSpan(start=1000, end=commits[-2].partitions[0].end)
+    assert (cut.start, cut.end, cut.records) == (1000, 1200, 200)
+    assert isinstance(events[-1], CaptureFinished)
+    assert events[-1].status == "lossy"
+    with open_engine(kafka3, tmp_path) as engine:
+        restore(engine, "r", topic)
+        assert {problem.kind for problem in engine.verify(level="data").problems} == {"truncated"}
+    assert read_topic(kafka3.bootstrap_servers, f"restored-{topic}") == restored_as(kafka3, topic)
