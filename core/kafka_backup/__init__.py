@@ -23,10 +23,12 @@ from kafka_backup.errors import (
     DamagedError,
     KafkaBackupError,
     RefusedError,
+    TopicMissingError,
     UnreachableError,
     WriterConflictError,
 )
 from kafka_backup.groups import Groups
+from kafka_backup.losses import Loss
 from kafka_backup.offset_mapping import OffsetMap
 from kafka_backup.progress import (
     BackupEvent,
@@ -39,6 +41,8 @@ from kafka_backup.progress import (
     StopToken,
     TopicCommitted,
     TopicFailed,
+    TopicMissing,
+    TopicRecreated,
     TopicUnchanged,
 )
 from kafka_backup.recovery_point import RecoveryPoint
@@ -75,6 +79,7 @@ __all__ = [
     "GroupSnapshotTaken",
     "Groups",
     "KafkaBackupError",
+    "Loss",
     "OffsetMap",
     "PartitionResult",
     "Position",
@@ -91,6 +96,9 @@ __all__ = [
     "TopicCommitted",
     "TopicFailed",
     "TopicFilter",
+    "TopicMissing",
+    "TopicMissingError",
+    "TopicRecreated",
     "TopicSelection",
     "TopicUnchanged",
     "UnreachableError",

@@ -26,13 +26,14 @@ from kafka_backup.errors import (
     ConfigurationError,
     DamagedError,
     KafkaBackupError,
+    TopicMissingError,
     UnreachableError,
     WriterConflictError,
 )
 from kafka_backup.group_snapshot import take_snapshot
 from kafka_backup.kafka.cluster import Cluster, Partition
 from kafka_backup.kafka.epochs import CommonEnd
-from kafka_backup.kafka.metadata import TopicMetadata
+from kafka_backup.kafka.metadata import INTERNAL_TOPICS, TopicMetadata
 from kafka_backup.kafka.topics import TopicAdmin
 from kafka_backup.partition_capture import (
     CapturedRange,
@@ -49,8 +50,12 @@ from kafka_backup.progress import (
     StopToken,
     TopicCommitted,
     TopicFailed,
+    TopicMissing,
+    TopicRecreated,
     TopicUnchanged,
 )
+from kafka_backup.repository.acceptances import AcceptedAbsence, accepted_heads, put_acceptance
+from kafka_backup.repository.commit_log import CommitLog
 from kafka_backup.repository.documents import (
     Capture,
     CapturedGroups,
@@ -90,6 +95,7 @@ def run(
     settings: BackupConfig,
     retry_seconds: float,
     window: Window | None,
+    accept_missing: bool,
     stop: StopToken,
 ) -> Generator[BackupEvent, None, None]:
     """Run one capture; see `Engine.backup`. Closing the iterator stops the work."""
@@ -102,14 +108,23 @@ def run(
     cluster = cluster.stoppable(stop.check)
     metadata = cluster.survey(None)
     check_capture(cluster, selection, metadata)
-    topics = selection.select(
-        metadata.topics,
-        internal=[name for name, topic in metadata.topics.items() if topic.is_internal],
+    repository = Repository.find(store, cluster_id=metadata.cluster_id)
+    stored = frozenset(repository.topic_names()) if repository is not None else frozenset[str]()
+    vanished = {
+        name
+        for name in stored - set(metadata.topics) - metadata.disputed
+        if selection.includes(name, internal=name in INTERNAL_TOPICS)
+    }
+    selected = selection.select(
+        {*metadata.topics, *metadata.disputed, *vanished},
+        internal={name for name, topic in metadata.topics.items() if topic.is_internal} | INTERNAL_TOPICS,
         where=f"cluster {metadata.cluster_id}",
     )
-    if not topics:
+    if not selected:
         raise ConfigurationError("no topic of the cluster matches the selection; nothing to back up")
-    repository = Repository.open(store, cluster_id=metadata.cluster_id, create=True)
+    topics = [name for name in selected if name in metadata.topics]
+    if repository is None:
+        repository = Repository.open(store, cluster_id=metadata.cluster_id, create=True)
     if window is not None and (holder := _holder(window, topics, repository)):
         yield CaptureFinished(
             capture=holder.capture_id,
@@ -119,13 +134,6 @@ def run(
             seconds=0.0,
         )
         return
-    gone = sorted(
-        {
-            name
-            for name, _ in repository.topics()
-            if name not in metadata.topics and selection.includes(name, internal=name.startswith("__"))
-        }
-    )
     capture = _Capture(
         cluster=cluster,
         admin=admin,
@@ -137,7 +145,9 @@ def run(
         started_at=started_at,
         stop=stop,
     )
-    yield from capture.run({name: metadata.topics[name] for name in topics}, gone=gone)
+    yield from capture.find_missing(sorted(vanished), accept=accept_missing)
+    yield from capture.note_disputed([name for name in selected if name in metadata.disputed])
+    yield from capture.run({name: metadata.topics[name] for name in topics}, stored=stored)
 
 
 def _holder(window: Window, topics: Sequence[str], repository: Repository) -> Capture | None:
@@ -228,25 +238,76 @@ class _Capture:
         self._captured_groups: CapturedGroups | None = None
         self._failures: list[CaptureFailure] = []
         self._lossy = False
+        self._accepted_heads = accepted_heads(repository.store)
 
-    def run(self, topics: Mapping[str, TopicMetadata], *, gone: Sequence[str]) -> Iterator[BackupEvent]:
-        """Carry out the capture, step by step; `gone` are topics that only the repository knows."""
-        for name in gone:
+    def find_missing(self, names: Sequence[str], *, accept: bool) -> Iterator[TopicFailed | TopicMissing]:
+        """Report topics that only the repository knows, unless somebody accepted that they are gone."""
+        store = self._repository.store
+        for name in names:
+            try:
+                live = [log for log in self._repository.commit_logs(name) if log.head is not None]
+            except DamagedError as error:
+                yield self._failure(name, None, error)
+                continue
+            if not live:  # an interrupted capture had not committed anything of it
+                continue
+            log = live[-1]
+            if not self._is_accepted(log) and not accept:
+                yield self._failure(
+                    name,
+                    None,
+                    TopicMissingError(
+                        f"topic {name} ({log.topic_id}) was captured before and the cluster does not show it any "
+                        "more. What is captured stays. If it was deleted on purpose, run once with "
+                        "--accept-missing; else look for who deleted it"
+                    ),
+                )
+                continue
+            if not self._is_accepted(log):
+                assert log.head is not None
+                absence = AcceptedAbsence(
+                    topic=name,
+                    topic_id=log.topic_id,
+                    head=log.head,
+                    head_sha256=log.sha256_of(log.head),
+                    nonce=self._nonce,
+                    accepted_at=time.time_ns() // 1_000_000,
+                    capture_id=self.id,
+                )
+                put_acceptance(store, absence)
+            yield TopicMissing(capture=self.id, topic=name, topic_id=log.topic_id)
+
+    def _is_accepted(self, log: CommitLog) -> bool:
+        """Whether somebody accepted that a topic is gone, and no capture has seen it since."""
+        heads = self._accepted_heads.get((log.topic, log.topic_id))
+        if not heads or log.head is None:
+            return False
+        seen_after = log.commits[max(heads) + 1 :]
+        return not any(commit.action == "capture" for commit in seen_after)
+
+    def note_disputed(self, names: Sequence[str]) -> Iterator[TopicFailed]:
+        """Report topics on which the brokers do not agree."""
+        for name in names:
             yield self._failure(
                 name,
                 None,
-                DamagedError(
-                    f"topic {name} was captured before and the cluster does not show it any more: it was deleted, "
-                    "or the right to describe it is missing. If it is meant to be gone, exclude it"
+                UnreachableError(
+                    f"topic {name}: the brokers do not agree whether it exists, or under which id; it is being "
+                    "created or deleted, or a broker is cut off. Run again"
                 ),
             )
+
+    def run(self, topics: Mapping[str, TopicMetadata], *, stored: frozenset[str]) -> Iterator[BackupEvent]:
+        """Carry out the capture, step by step; `stored` are the topics that the repository has."""
         yield from self._save_groups()
-        yield from self._open_topics(topics)
+        yield from self._open_topics(topics, stored)
         yield from self._ask_ends()
         yield from self._fetch_and_commit()
         yield self._finish()
 
-    def _open_topics(self, topics: Mapping[str, TopicMetadata]) -> Iterator[TopicFailed]:
+    def _open_topics(
+        self, topics: Mapping[str, TopicMetadata], stored: frozenset[str]
+    ) -> Iterator[TopicFailed | TopicRecreated]:
         """Read settings and commit logs; a topic without either fails alone."""
         configurations = self._admin.describe_configs(list(topics))
         logs = self._repository.logs_to_append([(name, topic.topic_id) for name, topic in topics.items()])
@@ -264,7 +325,24 @@ class _Capture:
                     for name, value in configurations[topic.name].items()
                 },
             )
-            self._topics[topic.name] = TopicState.open(incarnation, log, list(topic.partitions))
+            was_gone = log.head in self._accepted_heads.get((topic.name, topic.topic_id), ())
+            self._topics[topic.name] = TopicState.open(
+                incarnation, log, list(topic.partitions), was_gone=was_gone
+            )
+            if log.head is None and topic.name in stored:
+                yield from self._note_recreated(topic)
+
+    def _note_recreated(self, topic: TopicMetadata) -> Iterator[TopicFailed | TopicRecreated]:
+        try:
+            logs = self._repository.commit_logs(topic.name)
+        except DamagedError as error:  # of an older incarnation: nothing of it is needed now
+            yield self._failure(topic.name, None, error)
+            return
+        before = [log.topic_id for log in logs if log.head is not None and log.topic_id != topic.topic_id]
+        if before:
+            yield TopicRecreated(
+                capture=self.id, topic=topic.name, topic_id=topic.topic_id, previous_topic_id=before[-1]
+            )
 
     def _save_groups(self) -> Iterator[GroupSnapshotTaken | GroupFailed]:
         """Save the positions of consumer groups; first of all, so that none lies beyond the ends.

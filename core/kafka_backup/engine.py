@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Self
 
 from kafka_backup import backup as _backup
+from kafka_backup import losses as _losses
 from kafka_backup import restore as _restore
 from kafka_backup import restore_plan as _restore_plan
 from kafka_backup import verify as _verify
@@ -109,6 +110,7 @@ class Engine:
         topics: Sequence[str] | None = None,
         *,
         window: Window | None = None,
+        accept_missing: bool = False,
         stop: StopToken | None = None,
     ) -> Generator[BackupEvent, None, None]:
         """Run one capture and yield what happens, ending with CaptureFinished.
@@ -116,6 +118,8 @@ class Engine:
         Args:
             topics: filters instead of the configured ones.
             window: the label of a scheduled capture, half-open, ms.
+            accept_missing: selected topics that were captured before and are gone are meant to be
+                gone; that is remembered, so that later captures do not fail for them.
             stop: ends the capture at its next safe point with CancelledError.
 
         Raises:
@@ -134,6 +138,7 @@ class Engine:
             settings=backup,
             retry_seconds=self._source.retry_seconds,
             window=window,
+            accept_missing=accept_missing,
             stop=stop or StopToken(),
         )
 
@@ -211,6 +216,23 @@ class Engine:
             threads=self.config.backup.max_concurrent_partitions,
             stop=stop or StopToken(),
         )
+
+    def losses(self) -> Sequence[_losses.Loss]:
+        """All that captures could not save, accepted or not; reads all commits."""
+        return _losses.find_losses(self.repository())
+
+    def accept_losses(self, capture: str, *, reason: str) -> Sequence[_losses.Loss]:
+        """Accept what a capture lost up to now, so that verification does not fail for it any more.
+
+        Doing it again does nothing. What the capture loses later, if it still runs, is not accepted.
+
+        Returns:
+            All losses of the capture.
+
+        Raises:
+            ConfigurationError: there is no such capture, it lost nothing, or no reason is given.
+        """
+        return _losses.accept_losses(self.repository(), capture, reason=reason)
 
     def captures(self) -> Sequence[Capture]:
         """All captures, oldest first."""

@@ -37,6 +37,10 @@ class DamagedError(KafkaBackupError):
     exit_code = 4
 
 
+class TopicMissingError(DamagedError):
+    """A topic that was captured before is not in the cluster any more."""
+
+
 class RefusedError(KafkaBackupError):
     """The request is valid, but carrying it out could destroy or mix up data."""
 

@@ -164,6 +164,28 @@ class TopicFailed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TopicRecreated:
+    """A topic has another id than its newest commit: it was deleted and made again, and begins anew.
+
+    What was written after that commit and before the deletion is gone, as with any deletion.
+    """
+
+    capture: str
+    topic: str
+    topic_id: str
+    previous_topic_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopicMissing:
+    """A topic that was captured before is gone, and somebody accepted that. What is captured stays."""
+
+    capture: str
+    topic: str
+    topic_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BackupProgress:
     """How far one topic of a running capture is. Offsets are counts over all its partitions."""
 
@@ -192,15 +214,19 @@ class CaptureFinished:
     seconds: float
 
 
-BackupEvent = (
+BackupNews = (
     GroupSnapshotTaken
     | GroupFailed
     | TopicCommitted
     | TopicUnchanged
     | TopicFailed
-    | BackupProgress
+    | TopicMissing
+    | TopicRecreated
     | CaptureFinished
 )
+"""What a capture comes to."""
+
+BackupEvent = BackupNews | BackupProgress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from kafka_backup.errors import AuthorizationError
 from kafka_backup.kafka.cluster import Cluster
-from kafka_backup.kafka.metadata import ClusterMetadata
+from kafka_backup.kafka.metadata import INTERNAL_TOPICS, ClusterMetadata
 from kafka_backup.kafka.rights import topic_rights, topics_on_disk
 from kafka_backup.selection import FilterKind, NameFilter, TopicSelection
 
@@ -20,9 +20,6 @@ CAPTURE = ("READ", "DESCRIBE_CONFIGS")
 """On each topic that is captured."""
 VERIFY = ("READ",)
 """On each restored topic that is compared with the repository."""
-_INTERNAL = frozenset(
-    {"__cluster_metadata", "__consumer_offsets", "__share_group_state", "__transaction_state"}
-)
 _LONGEST_TOPIC = 249
 _LISTED = 20
 """Missing rights that a message names one by one."""
@@ -106,7 +103,7 @@ def hidden_topics(cluster: Cluster, selection: TopicSelection, visible: ClusterM
         unseen |= {
             name
             for name in on_disk - set(visible.topics)
-            if selection.includes(name, internal=name in _INTERNAL)
+            if selection.includes(name, internal=name in INTERNAL_TOPICS)
         }
     # What was deleted or made a moment ago is unseen too, but not denied.
     denied = unseen - _shown(cluster, sorted(unseen))

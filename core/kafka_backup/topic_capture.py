@@ -154,6 +154,7 @@ class TopicState:
     """A topic of a running capture.
 
     Attributes:
+        was_gone: somebody accepted that the topic is gone; now it is back, and gets a commit in any case.
         head_is_ours: this capture has committed something of it already.
         last_commit: when that was, or when the capture began (monotonic seconds).
     """
@@ -162,12 +163,15 @@ class TopicState:
     incarnation: Incarnation
     log: CommitLog
     partitions: Mapping[int, PartitionState]
+    was_gone: bool = False
     head_is_ours: bool = False
     began: float = field(default_factory=time.monotonic)
     last_commit: float = field(default_factory=time.monotonic)
 
     @classmethod
-    def open(cls, incarnation: Incarnation, log: CommitLog, partitions: Sequence[int]) -> TopicState:
+    def open(
+        cls, incarnation: Incarnation, log: CommitLog, partitions: Sequence[int], *, was_gone: bool
+    ) -> TopicState:
         """Begin where the commit log ends."""
         states = {}
         for number in sorted(partitions):
@@ -177,7 +181,9 @@ class TopicState:
                 epochs = tuple(found.leader_epochs)
                 known = Known(end=found.end, epochs=epochs, leader_epoch=found.leader_epoch)
             states[number] = PartitionState(number=number, known=known)
-        return cls(name=incarnation.topic, incarnation=incarnation, log=log, partitions=states)
+        return cls(
+            name=incarnation.topic, incarnation=incarnation, log=log, partitions=states, was_gone=was_gone
+        )
 
     def at(self, *stages: Stage) -> Iterator[PartitionState]:
         """The partitions at these stages."""
@@ -225,8 +231,10 @@ class TopicState:
     @property
     def is_unchanged(self) -> bool:
         """Whether the newest commit already says everything there is to say of the topic."""
-        return self.log.incarnation == self.incarnation and all(
-            not state.has_news and self._is_known(state) for state in self.partitions.values()
+        return (
+            (self.head_is_ours or not self.was_gone)
+            and self.log.incarnation == self.incarnation
+            and all(not state.has_news and self._is_known(state) for state in self.partitions.values())
         )
 
     def _is_known(self, state: PartitionState) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -15,6 +15,7 @@ from kafka_backup.progress import StopToken
 from kafka_backup.records.batch import BatchHeader
 from kafka_backup.records.codec import decode_batch
 from kafka_backup.repository import layout
+from kafka_backup.repository.acceptances import AcceptedCommit, accepted_absences, accepted_losses
 from kafka_backup.repository.checkpoints import CommitReader, check_checkpoint, checkpoint_numbers
 from kafka_backup.repository.commit_log import CommitLog, commit_flaws, read_commits
 from kafka_backup.repository.documents import Capture, Commit, PartitionRange, sha256_of
@@ -112,9 +113,11 @@ def verify(
     token = stop or StopToken()
     problems: list[Problem] = []
     logs: list[_Log] = []
+    accepted, damaged = _acceptances(repository)
+    problems += damaged
     for topic, topic_id in _selected(repository, selection):
         token.check()
-        log = _Log(repository, topic, topic_id)
+        log = _Log(repository, topic, topic_id, accepted)
         problems += log.replay()
         problems += log.objects()
         logs.append(log)
@@ -139,6 +142,21 @@ def verify(
     )
 
 
+def _acceptances(repository: Repository) -> tuple[Set[AcceptedCommit], list[Problem]]:
+    """The commits whose losses are accepted, and the acceptances that cannot be read."""
+    accepted: set[AcceptedCommit] = set()
+    problems = []
+    for key, losses in accepted_losses(repository.store):
+        if isinstance(losses, DamagedError):
+            problems.append(Problem(kind="unreadable", object=key, detail=str(losses)))
+        else:
+            accepted.update(losses.commits)
+    for key, absence in accepted_absences(repository.store):
+        if isinstance(absence, DamagedError):
+            problems.append(Problem(kind="unreadable", object=key, detail=str(absence)))
+    return accepted, problems
+
+
 def _selected(repository: Repository, selection: TopicSelection | None) -> Sequence[tuple[str, str]]:
     found = repository.topics()
     if selection is None:
@@ -160,7 +178,10 @@ class _RangePlace:
 class _Log:
     """A commit log that is read on past whatever is wrong with it."""
 
-    def __init__(self, repository: Repository, topic: str, topic_id: str) -> None:
+    def __init__(
+        self, repository: Repository, topic: str, topic_id: str, accepted: Set[AcceptedCommit]
+    ) -> None:
+        self._accepted = accepted
         self.topic = topic
         self.topic_id = topic_id
         self.commits: dict[int, Commit] = {}
@@ -209,8 +230,15 @@ class _Log:
                 state.take(commit, self.sha256s[number])
                 if number in checkpoints:
                     yield from self._checkpoint(state)
-            yield from _lost(commit, key)
+            if not self._is_accepted(number):
+                yield from _lost(commit, key)
             yield from _ledgers(commit, key)
+
+    def _is_accepted(self, number: int) -> bool:
+        named = AcceptedCommit(
+            topic=self.topic, topic_id=self.topic_id, number=number, sha256=self.sha256s[number]
+        )
+        return named in self._accepted
 
     def _checkpoint(self, state: LogState) -> Iterator[Problem]:
         key = layout.checkpoint_key(self.topic, self.topic_id, state.number)
@@ -250,14 +278,14 @@ def _lost(commit: Commit, key: str) -> Iterator[Problem]:
         for span in part.lost:
             detail = (
                 f"{commit.incarnation.topic} [{part.partition}]: offsets [{span.start}, {span.end}) were lost "
-                f"({span.reason}) before capture {commit.capture_id} could save them"
+                f"({span.reason}) before capture {commit.capture_id} could save them; `losses accept` accepts it"
             )
             yield Problem(kind="lost", object=key, detail=detail)
         if part.truncated_to is not None:
             detail = (
                 f"{commit.incarnation.topic} [{part.partition}]: its log was cut back to offset {part.truncated_to} "
                 f"by an unclean leader election, as capture {commit.capture_id} found; what earlier captures hold "
-                "above that is only restored as of them"
+                "above that is only restored as of them; `losses accept` accepts it"
             )
             yield Problem(kind="truncated", object=key, detail=detail)
 

@@ -42,6 +42,12 @@ def test_keys_are_those_of_the_format() -> None:
         == f"topics/t/{ID}/checkpoints/00000000000000000099-100.jsonl.zst"
     )
     assert layout.capture_key("c-1") == "captures/c-1.json"
+    assert layout.accepted_losses_key("c-1", 0) == "accepted/losses/c-1/00000000000000000000.json"
+    absence = layout.accepted_absence_key("t", ID, 4)
+    assert absence == f"accepted/absences/t/{ID}/00000000000000000004.json"
+    assert layout.parse_accepted_absence_key(absence) == ("t", ID, 4)
+    for other in (absence[9:], absence + "x", absence.replace("/t/", "/../"), f"x/{absence}"):
+        assert layout.parse_accepted_absence_key(other) is None
     assert layout.restore_plan_key("r", 1) == "restores/r/plans/00000000000000000001.json"
     assert layout.attempt_key("r", 1) == "restores/r/attempts/00000000000000000001.json"
     assert layout.report_key("r", 10) == "restores/r/reports/00000000000000000010.json"
@@ -55,6 +61,9 @@ def test_keys_are_those_of_the_format() -> None:
         lambda name: layout.commit_key(name, ID, 0),
         lambda name: layout.commit_key("t", name, 0),
         lambda name: layout.capture_key(name),
+        lambda name: layout.accepted_losses_key(name, 0),
+        lambda name: layout.accepted_absence_key(name, ID, 0),
+        lambda name: layout.accepted_absence_key("t", name, 0),
         lambda name: layout.restore_plan_key(name, 1),
         lambda name: layout.attempts_folder(name),
         lambda name: layout.offset_map_key("r", name, 0),

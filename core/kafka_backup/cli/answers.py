@@ -6,6 +6,7 @@ Times are RFC 3339 in UTC, offsets and counts integers, ranges half-open, sizes 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from kafka_backup.cli.session import (
@@ -17,15 +18,19 @@ from kafka_backup.cli.session import (
     EXIT_UNREACHABLE,
     kind_of,
 )
-from kafka_backup.errors import KafkaBackupError
+from kafka_backup.errors import KafkaBackupError, TopicMissingError
+from kafka_backup.losses import Loss
 from kafka_backup.offset_mapping import OffsetMap
 from kafka_backup.progress import (
+    BackupNews,
     CaptureFinished,
     GroupFailed,
     GroupSnapshotTaken,
     PartitionResult,
     TopicCommitted,
     TopicFailed,
+    TopicMissing,
+    TopicRecreated,
     TopicUnchanged,
 )
 from kafka_backup.repository.commit_log import CommitLog
@@ -83,15 +88,7 @@ class CaptureAnswer:
         self._capture: str | None = None
         self._finished: CaptureFinished | None = None
 
-    def add(
-        self,
-        event: GroupSnapshotTaken
-        | GroupFailed
-        | TopicCommitted
-        | TopicUnchanged
-        | TopicFailed
-        | CaptureFinished,
-    ) -> None:
+    def add(self, event: BackupNews) -> None:
         """Take in an event. Several commits of one topic become one entry with one joined range."""
         self._capture = event.capture
         match event:
@@ -109,8 +106,14 @@ class CaptureAnswer:
             case GroupFailed():
                 self._fail(event.error, group=event.group)
             case TopicFailed():
-                self._topic(event.topic, None)["status"] = "failed"
+                missing = isinstance(event.error, TopicMissingError)
+                self._topic(event.topic, None)["status"] = "missing" if missing else "failed"
                 self._fail(event.error, topic=event.topic, partition=event.partition)
+            case TopicMissing():
+                self._topic(event.topic, event.topic_id)["status"] = "missing"
+            case TopicRecreated():
+                topic = self._topic(event.topic, event.topic_id)
+                topic["previous_topic_id"] = event.previous_topic_id
             case CaptureFinished():
                 self._finished = event
 
@@ -140,6 +143,7 @@ class CaptureAnswer:
                 "topic": name,
                 "topic_id": topic_id,
                 "status": "committed",
+                "previous_topic_id": None,
                 "commit": None,
                 **dict.fromkeys(_SIZES, 0),
                 "partitions": [],
@@ -286,6 +290,11 @@ def _partition_range(part: PartitionRange) -> Document:
         "not_captured": _span(part.not_captured),
         "segments": len(part.segments),
     }
+
+
+def losses(found: Sequence[Loss]) -> Document:
+    """Return the answer to ``losses list`` and ``losses accept``."""
+    return {"status": "ok", "losses": [asdict(loss) for loss in found]}
 
 
 def planned(plan: RestorePlan) -> Document:

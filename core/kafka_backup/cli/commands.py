@@ -89,9 +89,14 @@ def main(session: Session, config: str, debug: bool) -> None:
 @click.option(
     "--window", type=WINDOW, metavar="START/END", help="The window of time that this capture stands for."
 )
+@click.option(
+    "--accept-missing",
+    is_flag=True,
+    help="Topics that were captured before and are gone are meant to be gone; remember that.",
+)
 @as_json
 @click.pass_obj
-def backup(session: Session, topics: tuple[str, ...], window: Window | None) -> int:
+def backup(session: Session, topics: tuple[str, ...], window: Window | None, accept_missing: bool) -> int:
     """Capture what is new in the topics.
 
     They are those of the configuration, unless some are named.
@@ -101,7 +106,9 @@ def backup(session: Session, topics: tuple[str, ...], window: Window | None) -> 
 
     def work(engine: Engine, stop: StopToken) -> None:
         with ProgressBars(visible=session.shows_progress) as bars:
-            for event in engine.backup(topics or None, window=window, stop=stop):
+            for event in engine.backup(
+                topics or None, window=window, accept_missing=accept_missing, stop=stop
+            ):
                 if isinstance(event, BackupProgress):
                     bars.backup(event)
                 else:
@@ -114,6 +121,11 @@ def backup(session: Session, topics: tuple[str, ...], window: Window | None) -> 
     for failure in document["failures"]:
         session.complain(answers.failure_line(failure))
     for topic in document["topics"]:
+        if topic["previous_topic_id"] is not None:
+            session.say(
+                f"note: {topic['topic']} was deleted and made again since the last capture; its earlier "
+                f"incarnation {topic['previous_topic_id']} stays in the repository"
+            )
         for part in topic["partitions"]:
             for span in part["lost_spans"]:
                 place = f"{topic['topic']} [{part['partition']}]"

@@ -29,6 +29,7 @@ from kafka_backup.errors import (
     DamagedError,
     KafkaBackupError,
     RefusedError,
+    TopicMissingError,
     UnreachableError,
     WriterConflictError,
 )
@@ -41,6 +42,7 @@ _KINDS: Sequence[tuple[type[KafkaBackupError], str]] = (
     (CancelledError, "cancelled"),
     (WriterConflictError, "writer_conflict"),
     (RefusedError, "refused"),
+    (TopicMissingError, "missing"),
     (DamagedError, "damaged"),
     (AuthorizationError, "authorization"),
     (ConfigurationError, "configuration"),

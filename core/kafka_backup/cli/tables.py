@@ -86,6 +86,27 @@ def captures(document: Document) -> tuple[Table, Table]:
     return table, topics
 
 
+def losses(document: Document) -> Table:
+    """Show the answer to ``losses``."""
+    table = _table(
+        "losses",
+        *("capture", "topic", "topic id", "#commit", "#partition", "kind", "offsets", "reason", "accepted"),
+    )
+    for loss in document["losses"]:
+        table.add_row(
+            loss["capture"],
+            loss["topic"],
+            loss["topic_id"],
+            str(loss["commit"]),
+            str(loss["partition"]),
+            loss["kind"],
+            f"[{loss['start']}, {loss['end']})",
+            loss["reason"],
+            "yes" if loss["accepted"] else "no",
+        )
+    return table
+
+
 def commits(document: Document) -> Table:
     """Show the answer to ``show``: one row for each partition of each commit."""
     table = _table(

@@ -17,6 +17,11 @@ from kio.schema.metadata.v12.response import MetadataResponse, MetadataResponseT
 
 from kafka_backup.kafka.settings import Address
 
+INTERNAL_TOPICS = frozenset(
+    {"__cluster_metadata", "__consumer_offsets", "__share_group_state", "__transaction_state"}
+)
+"""Kafka's own topics, for where no broker is at hand to say so."""
+
 
 def topic_id_text(topic_id: uuid.UUID | None) -> str:
     """Return a topic id as Kafka prints it: 22 characters of URL-safe base64 (Kafka's Uuid)."""

@@ -18,9 +18,12 @@ TOPICS = "topics/"
 CAPTURES = "captures/"
 RESTORES = "restores/"
 GROUPS = "groups/"
+ACCEPTED_LOSSES = "accepted/losses/"
+ACCEPTED_ABSENCES = "accepted/absences/"
 
 _COMMIT = re.compile(r"([0-9]{20})\.json")
 _CHECKPOINT = re.compile(r"([0-9]{20})\.json")
+_ABSENCE = re.compile(r"([a-zA-Z0-9._-]+)/([a-zA-Z0-9_-]{22})/([0-9]{20})\.json")
 _PACK = re.compile(r"([0-9]{20})-([1-9][0-9]{0,8})\.jsonl\.zst")
 _SEGMENT = re.compile(r"(0|[1-9][0-9]{0,9})/([0-9]{20})-([a-zA-Z0-9._-]+)-(0|[1-9][0-9]*)\.log(\.zst)?")
 
@@ -184,6 +187,24 @@ def report_key(restore_id: str, attempt: int) -> str:
 def offset_map_key(restore_id: str, topic: str, partition: int) -> str:
     """Key of the offset map of one source partition."""
     return f"{restore_folder(restore_id)}offset-map/{_topic_name(topic)}/{_natural(partition)}.json"
+
+
+def accepted_losses_key(capture_id: str, number: int) -> str:
+    """Key of an acceptance of what a capture lost; `number` counts those of one capture."""
+    return f"{ACCEPTED_LOSSES}{_identifier(capture_id)}/{_digits(number)}.json"
+
+
+def accepted_absence_key(topic: str, topic_id: str, head: int) -> str:
+    """Key of the acceptance that a topic is gone since commit `head`."""
+    return f"{ACCEPTED_ABSENCES}{_topic_name(topic)}/{_topic_id(topic_id)}/{_digits(head)}.json"
+
+
+def parse_accepted_absence_key(key: str) -> tuple[str, str, int] | None:
+    """Return topic, topic id and head in a listed key, None if the key is no acceptance's."""
+    match = _ABSENCE.fullmatch(key.removeprefix(ACCEPTED_ABSENCES))
+    if match is None or not key.startswith(ACCEPTED_ABSENCES) or not is_topic_name(match[1]):
+        return None
+    return match[1], match[2], int(match[3])
 
 
 def _accepts(validate: object, value: str) -> bool:

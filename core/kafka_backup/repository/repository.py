@@ -67,14 +67,25 @@ class Repository:
             )
         return cls(store, document)
 
+    @classmethod
+    def find(cls, store: Store, *, cluster_id: str) -> Self | None:
+        """Open the repository in a store, None if there is none; errors as `open`."""
+        if store.size(layout.REPOSITORY) is None:
+            return None
+        return cls.open(store, cluster_id=cluster_id, create=False)
+
     def topics(self) -> Sequence[tuple[str, str]]:
         """Return topic and topic id of every incarnation that has objects, sorted by name."""
-        names = [name for name in self.store.folders(layout.TOPICS) if layout.is_topic_name(name)]
+        names = self.topic_names()
         with ThreadPoolExecutor(max_workers=_READERS, thread_name_prefix="topics") as pool:
             incarnations = pool.map(self._topic_ids, names)
             return [
                 (name, topic_id) for name, ids in zip(names, incarnations, strict=True) for topic_id in ids
             ]
+
+    def topic_names(self) -> Sequence[str]:
+        """Return the names of all topics that have objects, sorted."""
+        return [name for name in self.store.folders(layout.TOPICS) if layout.is_topic_name(name)]
 
     def incarnations(self, topic: str) -> Sequence[str]:
         """Return the topic ids under which a topic has objects, sorted; a ValueError for a bad name."""
