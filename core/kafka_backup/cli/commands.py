@@ -117,7 +117,7 @@ def backup(session: Session, topics: tuple[str, ...], window: Window | None, acc
 
     session.run(work)
     document = answer.document
-    session.answer(document, tables.capture(document))
+    session.answer(document, lambda: tables.capture(document))
     for failure in document["failures"]:
         session.complain(answers.failure_line(failure))
     for topic in document["topics"]:
@@ -300,7 +300,7 @@ def _restore(session: Session, request: RestoreRequest, *, execute: bool) -> int
 
     plan, done = session.run(work)
     if done is not None:
-        session.answer(done, tables.restoration(done))
+        session.answer(done, lambda: tables.restoration(done))
         return EXIT_OK
     document = answers.planned(plan)
     bounded = request.from_ms is not None or request.until_ms is not None

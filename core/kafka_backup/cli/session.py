@@ -14,10 +14,9 @@ from contextlib import contextmanager
 from io import StringIO
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TextIO, TypeVar
 
 import click
-from rich.console import Console, RenderableType
 
 from kafka_backup.config import load_config
 from kafka_backup.engine import Engine
@@ -34,6 +33,9 @@ from kafka_backup.errors import (
     WriterConflictError,
 )
 from kafka_backup.progress import Deadline, StopToken
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 EXIT_OK, EXIT_BUG, EXIT_REQUEST, EXIT_UNREACHABLE, EXIT_DAMAGED, EXIT_REFUSED = range(6)
 EXIT_INTERRUPTED = 130
@@ -145,14 +147,16 @@ class Session:
         """Write one line that says what is wrong to stderr."""
         self.say(f"error: {' '.join(message.split())}")
 
-    def answer(self, document: dict[str, Any], *tables: RenderableType) -> None:
-        """Write the answer to stdout: the document for programs, else the tables."""
+    def answer(
+        self, document: dict[str, Any], *tables: RenderableType | Callable[[], RenderableType]
+    ) -> None:
+        """Write the answer to stdout: the document for programs, else the tables, made only then."""
         self.document = document
         if self.as_json:
             _write(sys.stdout, json.dumps(document, indent=2) + "\n")
         else:
             for table in tables:
-                _write(sys.stdout, _rendered(table))
+                _write(sys.stdout, _rendered(table() if callable(table) else table))
 
     def close(self, run: Callable[[], int]) -> int:
         """Call `run` and return the exit code, with every error said in one line."""
@@ -209,6 +213,8 @@ class Session:
 
 
 def _rendered(table: RenderableType) -> str:
+    from rich.console import Console
+
     terminal = sys.stdout is not None and sys.stdout.isatty()
     text = StringIO()
     Console(

@@ -6,20 +6,24 @@ import sys
 import threading
 from collections.abc import Iterable
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.filesize import decimal
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from kafka_backup.cli.answers import Document
 from kafka_backup.progress import BackupProgress, RestoreProgress
 
+# A program that asks for JSON, and watches no bars, does not wait until the rest of rich is loaded.
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+    from rich.table import Table
+
 
 def _table(title: str, *columns: str) -> Table:
     """Make a table; a column whose name begins with ``#`` holds numbers."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
     for column in columns:
         table.add_column(
@@ -283,6 +287,20 @@ def _visible(name: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name) or "''"
 
 
+def _bars() -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}% {task.fields[rate]}"),
+        TimeRemainingColumn(),
+        console=Console(file=sys.stderr, markup=False, highlight=False, emoji=False),
+        transient=True,
+    )
+
+
 class ProgressBars:
     """A bar on stderr for each topic at work; nothing where nobody watches.
 
@@ -290,26 +308,20 @@ class ProgressBars:
     """
 
     def __init__(self, *, visible: bool) -> None:
-        self._bars = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            TextColumn("{task.percentage:>3.0f}% {task.fields[rate]}"),
-            TimeRemainingColumn(),
-            console=Console(file=sys.stderr, markup=False, highlight=False, emoji=False),
-            transient=True,
-            disable=not visible,
-        )
+        self._bars = _bars() if visible else None
         self._tasks: dict[str, TaskID] = {}
         self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
-        self._bars.start()
+        if self._bars is not None:
+            self._bars.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bars.stop()
+        if self._bars is not None:
+            self._bars.stop()
 
     def backup(self, progress: BackupProgress) -> None:
         """Show how far a topic of a capture is."""
@@ -321,6 +333,8 @@ class ProgressBars:
         self._show(label, progress.records_done, progress.records_total, progress)
 
     def _show(self, label: str, done: int, total: int, progress: BackupProgress | RestoreProgress) -> None:
+        if self._bars is None:
+            return
         rate = progress.raw_bytes / progress.seconds if progress.seconds > 0 else 0.0
         with self._lock:
             if done >= total:

@@ -8,3 +8,19 @@
 
 Message formats: https://kafka.apache.org/protocol and ``clients/src/main/resources/common/message``.
 """
+
+import sys
+
+
+def _load_kio() -> None:
+    """Import kio without hypothesis, for which it has strategies: loading that takes longer than all the rest."""
+    if "hypothesis" in sys.modules:
+        return
+    sys.modules["hypothesis"] = None  # type: ignore[assignment] # documented: makes its import fail
+    try:
+        import kio.static.primitive  # noqa: F401
+    finally:
+        del sys.modules["hypothesis"]
+
+
+_load_kio()

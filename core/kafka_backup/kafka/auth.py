@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from scramp import ScramClient, ScramException
-
 from kafka_backup.errors import AuthorizationError
 from kafka_backup.kafka.settings import Address, ConnectionSettings
 from kafka_backup.kafka.tokens import Token
@@ -31,6 +29,8 @@ def authenticate(exchange: Exchange, settings: ConnectionSettings, address: Addr
     if properties["sasl.mechanism"] == "PLAIN":
         exchange(b"\0" + user.encode() + b"\0" + password.encode())
         return
+    from scramp import ScramClient, ScramException  # as long to load as half of all else that a start loads
+
     client = ScramClient([properties["sasl.mechanism"]], user, password)
     try:
         client.set_server_first(exchange(client.get_client_first().encode()).decode())
