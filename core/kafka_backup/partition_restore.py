@@ -12,22 +12,18 @@ import random
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import chain
 
 from kafka_backup.errors import BrokerError, DamagedError, KafkaBackupError, RefusedError, UnreachableError
+from kafka_backup.expected_batches import PartitionTarget, expected_batches
 from kafka_backup.kafka.cluster import LATEST, Cluster, OffsetAnswer
 from kafka_backup.kafka.fetch import PartitionFetcher
 from kafka_backup.kafka.produce import PartitionProducer, ProduceResult
 from kafka_backup.offset_mapping import OffsetMap
 from kafka_backup.progress import Deadline, StopToken
 from kafka_backup.records.batch import CRC_START, BatchHeader, crc_is_valid
-from kafka_backup.records.convert import Bounds, TargetBatch, convert
+from kafka_backup.records.convert import TargetBatch
 from kafka_backup.records.rewrite import seal
-from kafka_backup.repository.commit_log import CommitLog
-from kafka_backup.repository.restore_documents import PlannedPartition, PlannedTopic, RestoreRequest
-from kafka_backup.repository.segments import SegmentReader
 from kafka_backup.repository.store import Store
-from kafka_backup.restore_source import source_segments
 
 _IN_FLIGHT = 5
 """Requests in flight that an idempotent producer may have (KIP-98); the broker keeps five batches."""
@@ -36,22 +32,6 @@ _SETTLE_SECONDS = 10.0
 _MAX_SEQUENCE = 2**31
 _UNCERTAIN = frozenset({19, 20, 45})
 """NOT_ENOUGH_REPLICAS(_AFTER_APPEND), OUT_OF_ORDER_SEQUENCE_NUMBER: whether it was written is open."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PartitionTarget:
-    """One partition of a plan with everything needed to write and to check it."""
-
-    request: RestoreRequest
-    topic: PlannedTopic
-    partition: PlannedPartition
-    target_topic_id: str
-    log: CommitLog
-
-    @property
-    def name(self) -> str:
-        """The target partition, for messages."""
-        return f"{self.topic.target} [{self.partition.partition}]"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -81,42 +61,6 @@ class Outcome:
             self.offset_map.add(source_offset, count)
         oldest = self.oldest_batch
         self.oldest_batch = batch.max_timestamp if oldest is None else min(oldest, batch.max_timestamp)
-
-
-def expected_batches(
-    target: PartitionTarget, store: Store, *, before_segment: Callable[[], None]
-) -> Iterator[TargetBatch]:
-    """Yield the batches that the target partition must hold, in order; the same on every call.
-
-    Args:
-        target: the planned partition.
-        store: where the segments are.
-        before_segment: called before each segment is opened; raises to stop.
-
-    Raises:
-        DamagedError: a segment is not what its commit says; before its first batch is yielded.
-    """
-    request = target.request
-    segments = source_segments(
-        target.log,
-        head=target.topic.head,
-        partition=target.partition.partition,
-        from_ms=request.from_ms,
-    )
-    for segment in segments:
-        before_segment()
-        reader = SegmentReader(store, segment)
-        bounds = Bounds(
-            first_offset=segment.start,
-            end_offset=segment.end,
-            from_ms=request.from_ms,
-            until_ms=request.until_ms,
-        )
-        batches = reader.batches(check_crc=True)
-        first = next(batches, None)  # reads and proves the object, which may take long
-        before_segment()
-        if first is not None:
-            yield from convert(chain((first,), batches), bounds, max_batch_bytes=target.topic.max_batch_bytes)
 
 
 def compare_log(
@@ -271,7 +215,7 @@ class PartitionRestore:
             DamagedError: naming the first offset that differs.
         """
         outcome = Outcome(offset_map=OffsetMap(target_start=self._initial_end))
-        expected = self._expected()
+        expected = self._expected(check_crc=False)
         end = self._settled_end()
         for batch in self._compare(self._initial_end, end, expected):
             outcome.note(batch)
@@ -287,8 +231,10 @@ class PartitionRestore:
             )
         return outcome
 
-    def _expected(self) -> Iterator[TargetBatch]:
-        return expected_batches(self._target, self._store, before_segment=self._before_segment)
+    def _expected(self, *, check_crc: bool = True) -> Iterator[TargetBatch]:
+        return expected_batches(
+            self._target, self._store, before_segment=self._before_segment, check_crc=check_crc
+        )
 
     def _compare(self, start: int, end: int, expected: Iterator[TargetBatch]) -> Iterator[TargetBatch]:
         return compare_log(

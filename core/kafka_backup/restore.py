@@ -17,11 +17,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from kafka_backup.errors import ConfigurationError, DamagedError, RefusedError, WriterConflictError
+from kafka_backup.expected_batches import PartitionTarget
 from kafka_backup.kafka.cluster import EARLIEST, LATEST, Cluster, OffsetAnswer
 from kafka_backup.kafka.metadata import TopicMetadata
 from kafka_backup.kafka.topics import TopicAdmin, wait_for_leaders
 from kafka_backup.offset_mapping import OffsetMap
-from kafka_backup.partition_restore import Outcome, PartitionRestore, PartitionTarget
+from kafka_backup.partition_restore import Outcome, PartitionRestore
 from kafka_backup.progress import RestoreProgress, StopToken
 from kafka_backup.records.convert import TargetBatch
 from kafka_backup.repository.documents import sha256_of

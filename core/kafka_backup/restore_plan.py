@@ -12,9 +12,12 @@ import time
 from collections.abc import Sequence
 
 from kafka_backup.errors import ConfigurationError, RefusedError
+from kafka_backup.expected_batches import stamp_of
 from kafka_backup.kafka.cluster import Cluster
 from kafka_backup.kafka.metadata import ClusterMetadata
 from kafka_backup.kafka.topics import TopicAdmin
+from kafka_backup.records.merge import LARGEST_MERGED, worth_merging
+from kafka_backup.repository.documents import SegmentEntry
 from kafka_backup.repository.layout import is_topic_name
 from kafka_backup.repository.repository import Repository
 from kafka_backup.repository.restore_documents import (
@@ -193,6 +196,7 @@ class _Planner:
             replication_factor=copies,
         )
         final = {**found.defaults, **configuration}
+        largest_message = int(final.get("max.message.bytes") or _DEFAULT_MAX_MESSAGE_BYTES)
         return PlannedTopic(
             source=topic,
             source_topic_id=incarnation.topic_id,
@@ -211,8 +215,10 @@ class _Planner:
             max_batch_bytes=self._max_batch_bytes(
                 topic,
                 max((one.entry.largest_batch for each in segments.values() for one in each), default=0),
-                int(final.get("max.message.bytes") or 0),
+                largest_message,
             ),
+            # Half, because merged records may take more bytes than they did.
+            merge_bytes=min(LARGEST_MERGED, largest_message // 2),
             partitions=tuple(
                 part.model_copy(update={"initial_end": found.initial_ends.get(part.partition, 0)})
                 for part in partitions
@@ -246,6 +252,11 @@ class _Planner:
             )
         return min(most, max(largest + _BATCH_HEADROOM, configured, _DEFAULT_MAX_MESSAGE_BYTES))
 
+    def _reencoded(self, entry: SegmentEntry) -> int:
+        """How many of a segment's batches cannot pass as they are, time bounds aside."""
+        tiny = worth_merging(batches=entry.batches, records=entry.records, size=entry.raw_size)
+        return entry.batches if tiny or stamp_of(self._request) is not None else entry.reencoded_batches
+
     def _partition(
         self, source: SourceTopic, partition: int, segments: Sequence[StoredSegment]
     ) -> PlannedPartition:
@@ -273,7 +284,7 @@ class _Planner:
             segments=len(segments),
             raw_bytes=sum(segment.entry.raw_size for segment in segments),
             batches=sum(segment.entry.batches for segment in segments),
-            reencoded_batches=sum(segment.entry.reencoded_batches for segment in segments),
+            reencoded_batches=sum(self._reencoded(segment.entry) for segment in segments),
             records=sum(segment.entry.records for segment in segments)
             if bounded
             else source.log.records(partition, until_commit=source.head),

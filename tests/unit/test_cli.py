@@ -474,7 +474,7 @@ def test_a_restore_asks_for_what_was_typed(config: Path, monkeypatch: pytest.Mon
         *("restore", "--id", "r-1", "--topic", "app_*", "--topic", "orders", "--prefix", "p-"),
         *("--rename", "(?=a)(.*)=x_\\1", "--rename", "b=", "--partition", "3", "--partition", "0"),
         *("--from", "1969-12-31T23:59:59.999Z", "--until", "5", "--capture", "c", "--incarnation", "i"),
-        *("--replication-factor", "2"),
+        *("--replication-factor", "2", "--original-offset-header", "--original-timestamp-header"),
     )
     (request,) = seen
     assert request.model_dump() == {
@@ -491,4 +491,6 @@ def test_a_restore_asks_for_what_was_typed(config: Path, monkeypatch: pytest.Mon
         "capture": "c",
         "incarnation": "i",
         "replication_factor": 2,
+        "original_offset_header": True,
+        "original_timestamp_header": True,
     }

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kafka_backup.partition_restore import PartitionTarget, expected_batches
+from kafka_backup.expected_batches import PartitionTarget, expected_batches
 from kafka_backup.records.codec import decode_batch
 from kafka_backup.repository.commit_log import CommitLog
 from kafka_backup.repository.documents import LostSpan
@@ -94,7 +94,8 @@ def restored(store: Store, log: CommitLog, *, head: int, **request: int) -> dict
     topic = PlannedTopic(
         source=TOPIC, source_topic_id=TOPIC_ID, target="again", target_topic_id=None, target_configuration={},
         head=head, head_sha256=log.sha256_of(head), partition_count=1, replication_factor=1, configuration={},
-        not_applied={}, retention_ms=-1, retention_bytes=-1, max_batch_bytes=1 << 20, partitions=(partition,),
+        not_applied={}, retention_ms=-1, retention_bytes=-1, max_batch_bytes=1 << 20, merge_bytes=0,
+        partitions=(partition,),
     )  # fmt: skip
     target = PartitionTarget(
         request=RestoreRequest(restore_id="r", **request),

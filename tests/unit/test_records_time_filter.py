@@ -1,15 +1,12 @@
-"""Record time, and the header of the original offset."""
+"""Record time."""
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kafka_backup.records.batch import read_header
 from kafka_backup.records.codec import Record
-from kafka_backup.records.headers import with_original_offset
 from kafka_backup.records.time_filter import Decision, decide, filter_by_timestamp
 from tests.unit.strategies import stored_batches, timestamps
 
@@ -47,21 +44,3 @@ def test_timestamp_filtering_preserves_millisecond_accuracy() -> None:
     ]
     kept = filter_by_timestamp(records, 1_672_531_201_003, 1_672_531_201_006)
     assert [record.offset for record in kept] == [1003, 1004, 1005, 1006]
-
-
-def test_original_offset_is_replaced_not_repeated() -> None:
-    """Tests a record that came out of an earlier restore with the header on it.
-
-    It matters because restores are restored again.
-    Two such headers would leave readers to guess which one counts.
-    """
-    record = Record(
-        offset=2**40,
-        timestamp=1,
-        key=None,
-        value=None,
-        headers=((b"x-original-offset", b"3"), (b"a", None), (b"x-original-offset", None), (b"a", b"")),
-    )
-    assert with_original_offset(record) == replace(
-        record, headers=((b"a", None), (b"a", b""), (b"x-original-offset", b"1099511627776"))
-    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 
-from kafka_backup.partition_restore import PartitionTarget, expected_batches
+from kafka_backup.expected_batches import PartitionTarget, expected_batches
 from kafka_backup.records.batch import walk
 from kafka_backup.records.codec import Record, decode_batch, encode_batch
 from kafka_backup.repository.commit_log import CommitLog
@@ -82,7 +82,7 @@ def _restored(store: Store, log: CommitLog, **request: int) -> list[Record]:
     topic = PlannedTopic(
         source="orders", source_topic_id=TOPIC_ID, target="again", target_topic_id=None, target_configuration={},
         head=log.head, head_sha256=log.sha256_of(log.head), partition_count=1, replication_factor=1,
-        configuration={}, not_applied={}, retention_ms=-1, retention_bytes=-1, max_batch_bytes=1 << 20,
+        configuration={}, not_applied={}, retention_ms=-1, retention_bytes=-1, max_batch_bytes=1 << 20, merge_bytes=1 << 18,
         partitions=(partition,),
     )  # fmt: skip
     target = PartitionTarget(

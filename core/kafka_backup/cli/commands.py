@@ -239,6 +239,16 @@ def _verify_restore(session: Session, restore_id: str) -> int:
     "--incarnation", metavar="ID", help="The topic id to restore, where a topic was deleted and re-created."
 )
 @click.option(
+    "--original-offset-header",
+    is_flag=True,
+    help="Give each record its source offset in the header x-original-offset.",
+)
+@click.option(
+    "--original-timestamp-header",
+    is_flag=True,
+    help="Give each record its time in the header x-original-timestamp.",
+)
+@click.option(
     "--replication-factor",
     type=click.IntRange(1, 2**15 - 1),
     metavar="N",

@@ -18,6 +18,7 @@ import crc32c
 
 from kafka_backup.errors import DamagedError, RefusedError
 from kafka_backup.records.batch import (
+    CODEC_MASK,
     CONTROL_BIT,
     CRC_FIELD,
     CRC_FIELD_START,
@@ -31,22 +32,23 @@ from kafka_backup.records.batch import (
     BatchHeader,
 )
 from kafka_backup.records.compression import MAX_DECOMPRESSED_BYTES, Codec, compress, decompress
+from kafka_backup.records.headers import Stamp
 from kafka_backup.records.rewrite import needs_reencoding
 from kafka_backup.records.time_filter import Decision, decide
 from kafka_backup.records.varint import INT64_BITS, encode_varint, read_varint, wrap_int64
 
-_DROPPED_BITS = LOG_APPEND_TIME_BIT | TRANSACTIONAL_BIT | CONTROL_BIT | DELETE_HORIZON_BIT
+DROPPED_BITS = LOG_APPEND_TIME_BIT | TRANSACTIONAL_BIT | CONTROL_BIT | DELETE_HORIZON_BIT
 # Every number whose varint has one or two bytes, and is not negative.
-_VARINTS = tuple(encode_varint(number) for number in range(1 << 13))
-_VARINTS_END = len(_VARINTS)
+VARINTS = tuple(encode_varint(number) for number in range(1 << 13))
+VARINTS_END = len(VARINTS)
 # The number behind each zigzag form of one or two bytes.
-_SIGNED = tuple(zigzag >> 1 ^ -(zigzag & 1) for zigzag in range(1 << 14))
+SIGNED = tuple(zigzag >> 1 ^ -(zigzag & 1) for zigzag in range(1 << 14))
 
-_ANY_TIME = 1 << 66
+ANY_TIME = 1 << 66
 # Within this, base timestamp plus a delta of one or two bytes cannot leave 64 bits.
-_ORDINARY_TIME = (1 << 63) - (1 << 14)
+ORDINARY_TIME = (1 << 63) - (1 << 14)
 # Key length, value length, number of headers: one byte each at least.
-_SMALLEST_REST = 3
+SMALLEST_REST = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +103,11 @@ class TargetBatch(NamedTuple):
 
 
 def convert(
-    batches: Iterable[tuple[bytearray | memoryview, BatchHeader]], bounds: Bounds, *, max_batch_bytes: int
+    batches: Iterable[tuple[bytearray | memoryview, BatchHeader]],
+    bounds: Bounds,
+    *,
+    max_batch_bytes: int,
+    stamp: Stamp | None = None,
 ) -> Iterator[TargetBatch]:
     """Yields the target batches for one partition's stored batches, in order.
 
@@ -116,6 +122,7 @@ def convert(
             are the caller's to check.
         bounds: what to keep.
         max_batch_bytes: the target's ``max.message.bytes``.
+        stamp: headers to add to each record; then no batch passes unchanged.
 
     Raises:
         DamagedError: a control batch, an unknown codec, or records that cannot be read; names the offset.
@@ -140,11 +147,12 @@ def convert(
             and last < bounds.end_offset
             and not needs_reencoding(header)
             and header.size <= max_batch_bytes
+            and stamp is None
         ):
             count = header.record_count
             yield TargetBatch(batch, count, False, ((first, count),), header.max_timestamp)
         else:
-            yield from _reencode(batch, header, bounds, decision, max_batch_bytes)
+            yield from _reencode(batch, header, bounds, decision, max_batch_bytes, stamp)
 
 
 def _reencode(
@@ -153,11 +161,11 @@ def _reencode(
     bounds: Bounds,
     decision: Decision,
     max_batch_bytes: int,
+    stamp: Stamp | None,
 ) -> Iterator[TargetBatch]:
     try:
-        codec = header.codec
-        records = decompress(codec, memoryview(batch)[HEADER_SIZE:], limit=MAX_DECOMPRESSED_BYTES)
-        scan = _Scan(header, records, bounds, decision)
+        records = decompress(header.codec, memoryview(batch)[HEADER_SIZE:], limit=MAX_DECOMPRESSED_BYTES)
+        scan = _Scan(header, records, bounds, decision, stamp)
         cursor = _Cursor(done=0, position=0, delta=-1)
         # The first try takes all records, so everything is checked before anything is yielded.
         at_once = header.record_count
@@ -165,7 +173,14 @@ def _reencode(
             count = min(at_once, header.record_count - cursor.done)
             piece = scan.piece(cursor, count)
             if piece.record_count:
-                target = _build(header, codec, piece)
+                target = build_batch(
+                    header.attributes & ~DROPPED_BITS,
+                    piece.payload,
+                    record_count=piece.record_count,
+                    runs=piece.runs,
+                    base_timestamp=piece.base_timestamp,
+                    max_timestamp=piece.max_timestamp,
+                )
                 if target.size > max_batch_bytes:
                     if piece.record_count == 1:
                         raise RefusedError(
@@ -203,16 +218,24 @@ class _Piece(NamedTuple):
 class _Scan:
     """Reads the records of one batch, as many at a time as asked for."""
 
-    def __init__(self, header: BatchHeader, records: bytes, bounds: Bounds, decision: Decision) -> None:
+    def __init__(
+        self,
+        header: BatchHeader,
+        records: bytes,
+        bounds: Bounds,
+        decision: Decision,
+        stamp: Stamp | None,
+    ) -> None:
         self._header = header
+        self._stamp = stamp
         self._records = records
         self._low = bounds.first_offset - header.base_offset
         self._high = bounds.end_offset - header.base_offset
         scans_time = decision is Decision.SCAN
         self._filtered = scans_time or self._low > 0 or self._high <= header.last_offset_delta
         base = header.base_timestamp
-        self._since = -_ANY_TIME if not scans_time or bounds.from_ms is None else bounds.from_ms - base
-        self._until = _ANY_TIME if not scans_time or bounds.until_ms is None else bounds.until_ms - base
+        self._since = -ANY_TIME if not scans_time or bounds.from_ms is None else bounds.from_ms - base
+        self._until = ANY_TIME if not scans_time or bounds.until_ms is None else bounds.until_ms - base
 
     def piece(self, cursor: _Cursor, count: int) -> _Piece:
         """Reads the next ``count`` records.
@@ -232,12 +255,13 @@ class _Scan:
         data = self._records
         header = self._header
         done, position, previous = cursor
+        stamp = self._stamp
         filtered, low, high, since, until = self._filtered, self._low, self._high, self._since, self._until
-        signed, varints, varints_end = _SIGNED, _VARINTS, _VARINTS_END
+        signed, varints, varints_end = SIGNED, VARINTS, VARINTS_END
         base = header.base_timestamp
         restamp = header.is_log_append_time
         # 0 sends every timestamp to read_varint and wrap_int64.
-        short = 0x80 if -_ORDINARY_TIME < base < _ORDINARY_TIME else 0
+        short = 0x80 if -ORDINARY_TIME < base < ORDINARY_TIME else 0
         copy = bytearray(data)
         view = memoryview(copy)
         parts: list[bytes | memoryview] = []
@@ -246,7 +270,7 @@ class _Scan:
         kept = 0
         expected = -1
         base_delta = 0
-        latest = -_ANY_TIME
+        latest = -ANY_TIME
         time: bytes | None
         for _ in range(count):
             start = position
@@ -290,7 +314,7 @@ class _Scan:
                 else:
                     delta, position = read_varint(data, middle)
             # A negative length or delta fails here, too.
-            if delta <= previous or position + _SMALLEST_REST > end:
+            if delta <= previous or position + SMALLEST_REST > end:
                 raise DamagedError(f"an impossible record at byte {start}")
             previous = delta
 
@@ -329,19 +353,26 @@ class _Scan:
                     fits = len(number) == size
                     if fits:
                         copy[middle:position] = number
+            tail: bytes | None = None
+            if stamp is not None:
+                moment = header.max_timestamp if restamp else base + time_delta
+                tail = stamp.apply(data, position, end, offset=header.base_offset + delta, timestamp=moment)
+                fits = False
             if not fits:
                 if start > whole_from:
                     parts.append(view[whole_from:start])
                 if time is None:
                     time = data[time_start:middle]
                 number = varints[kept] if kept < varints_end else encode_varint(kept)
-                length = time_start - body + len(time) + len(number) + end - position
+                if tail is None:
+                    tail = data[position:end]
+                length = time_start - body + len(time) + len(number) + len(tail)
                 parts += (
                     varints[length] if length < varints_end else encode_varint(length),
                     data[body:time_start],
                     time,
                     number,
-                    data[position:end],
+                    tail,
                 )
                 whole_from = end
             kept += 1
@@ -365,9 +396,27 @@ class _Scan:
         )
 
 
-def _build(header: BatchHeader, codec: Codec, piece: _Piece) -> TargetBatch:
-    payload = compress(codec, piece.payload)
-    data = bytearray(HEADER_SIZE + len(payload))
+def build_batch(
+    attributes: int,
+    payload: bytes | memoryview,
+    *,
+    record_count: int,
+    runs: Sequence[tuple[int, int]],
+    base_timestamp: int,
+    max_timestamp: int,
+) -> TargetBatch:
+    """Makes a batch without a producer from encoded records.
+
+    Args:
+        attributes: codec, and bits without a meaning.
+        payload: the records, not yet compressed, numbered from 0.
+        record_count: their number.
+        runs: their source offsets, as in ``TargetBatch``.
+        base_timestamp: to which their timestamp deltas refer (ms).
+        max_timestamp: the largest (ms).
+    """
+    compressed = compress(Codec.of(attributes & CODEC_MASK), payload)
+    data = bytearray(HEADER_SIZE + len(compressed))
     HEADER.pack_into(
         data,
         0,
@@ -376,15 +425,15 @@ def _build(header: BatchHeader, codec: Codec, piece: _Piece) -> TargetBatch:
         -1,
         2,
         0,
-        header.attributes & ~_DROPPED_BITS,
-        piece.record_count - 1,
-        piece.base_timestamp,
-        piece.max_timestamp,
+        attributes,
+        record_count - 1,
+        base_timestamp,
+        max_timestamp,
         -1,
         -1,
         -1,
-        piece.record_count,
+        record_count,
     )
-    data[HEADER_SIZE:] = payload
+    data[HEADER_SIZE:] = compressed
     CRC_FIELD.pack_into(data, CRC_FIELD_START, crc32c.crc32c(memoryview(data)[CRC_START:]))
-    return TargetBatch(data, piece.record_count, True, piece.runs, piece.max_timestamp)
+    return TargetBatch(data, record_count, True, runs, max_timestamp)

@@ -40,6 +40,8 @@ class RestoreRequest(Part):
         capture: restore the state as of this capture.
         incarnation: the topic id to restore, where a name stands for several.
         replication_factor: of created topics; None means that of the source.
+        original_offset_header: each record gets the header ``x-original-offset``.
+        original_timestamp_header: each record gets the header ``x-original-timestamp``.
     """
 
     restore_id: Identifier
@@ -52,6 +54,8 @@ class RestoreRequest(Part):
     capture: str | None = None
     incarnation: str | None = None
     replication_factor: Annotated[int, Field(ge=1, le=2**15 - 1)] | None = None
+    original_offset_header: bool = False
+    original_timestamp_header: bool = False
 
 
 class Finding(Part):
@@ -103,6 +107,7 @@ class PlannedTopic(Part):
         retention_ms: what will be in force on the target in the end; -1 is unlimited.
         retention_bytes: the same, bytes per partition.
         max_batch_bytes: batches larger than this are split.
+        merge_bytes: tiny batches are merged up to this many bytes of records, uncompressed.
     """
 
     source: TopicName
@@ -120,6 +125,7 @@ class PlannedTopic(Part):
     retention_ms: int
     retention_bytes: int
     max_batch_bytes: Count
+    merge_bytes: Count = 0
     partitions: tuple[PlannedPartition, ...]
 
 

@@ -228,7 +228,7 @@ class SegmentReader:
             DamagedSegmentError: the object is not what the commit says. Offsets and counts are
                 only known to be wrong when they are reached.
         """
-        data = self._raw()
+        data = self.raw()
         view = memoryview(data)
         entry = self._segment.entry
         batches = records = 0
@@ -259,8 +259,23 @@ class SegmentReader:
             raise
         except DamagedError as error:
             self._damaged("unreadable", str(error))
-        if position != len(data):
-            self._damaged("unreadable", f"the last {len(data) - position} bytes are no whole batch")
+        self.check_totals(size=position, batches=batches, records=records, last_offset=last_offset)
+
+    def check_totals(self, *, size: int, batches: int, records: int, last_offset: int) -> None:
+        """Compare what walking over the whole segment showed with what the commit says.
+
+        Args:
+            size: bytes of whole batches.
+            batches: their number.
+            records: in them.
+            last_offset: of the last one (inclusive).
+
+        Raises:
+            DamagedSegmentError: they differ.
+        """
+        entry = self._segment.entry
+        if size != entry.raw_size:
+            self._damaged("unreadable", f"the last {entry.raw_size - size} bytes are no whole batch")
         if last_offset != entry.last_offset:
             self._damaged("offsets", f"it ends at offset {last_offset}, not {entry.last_offset}")
         for what, found, expected in (
@@ -270,7 +285,12 @@ class SegmentReader:
             if found != expected:
                 self._damaged("count", f"{found} {what} instead of {expected}")
 
-    def _raw(self) -> bytearray:
+    def raw(self) -> bytearray:
+        """Read the whole segment: the bytes of its batches, whose size and SHA-256 were proved.
+
+        Raises:
+            DamagedSegmentError: the object is not what the commit says.
+        """
         entry = self._segment.entry
         data = bytearray(entry.stored_size)
         try:

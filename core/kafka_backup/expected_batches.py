@@ -1,0 +1,121 @@
+"""What a target partition must hold, computed from the plan and the repository alone.
+
+Producing, resuming and verifying all walk this one sequence, so that what should be there is never
+remembered, always recomputed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+
+from kafka_backup.errors import DamagedError
+from kafka_backup.records.convert import Bounds, TargetBatch, convert
+from kafka_backup.records.headers import Stamp
+from kafka_backup.records.merge import merge, worth_merging
+from kafka_backup.repository.commit_log import CommitLog
+from kafka_backup.repository.documents import SegmentEntry
+from kafka_backup.repository.restore_documents import PlannedPartition, PlannedTopic, RestoreRequest
+from kafka_backup.repository.segments import SegmentReader, StoredSegment
+from kafka_backup.repository.store import Store
+from kafka_backup.restore_source import source_segments
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartitionTarget:
+    """One partition of a plan with everything needed to write and to check it."""
+
+    request: RestoreRequest
+    topic: PlannedTopic
+    partition: PlannedPartition
+    target_topic_id: str
+    log: CommitLog
+
+    @property
+    def name(self) -> str:
+        """The target partition, for messages."""
+        return f"{self.topic.target} [{self.partition.partition}]"
+
+
+def stamp_of(request: RestoreRequest) -> Stamp | None:
+    """The headers that a restore adds to each record; None if it adds none."""
+    stamp = Stamp(offset=request.original_offset_header, timestamp=request.original_timestamp_header)
+    return stamp if any(stamp) else None
+
+
+def merges(entry: SegmentEntry, topic: PlannedTopic) -> bool:
+    """Whether a segment's batches are merged, because they are tiny."""
+    return topic.merge_bytes > 0 and worth_merging(
+        batches=entry.batches, records=entry.records, size=entry.raw_size
+    )
+
+
+def expected_batches(
+    target: PartitionTarget, store: Store, *, before_segment: Callable[[], None], check_crc: bool = True
+) -> Iterator[TargetBatch]:
+    """Yield the batches that the target partition must hold, in order; the same on every call.
+
+    Args:
+        target: the planned partition.
+        store: where the segments are.
+        before_segment: called before each segment is opened, and after it was read; raises to stop.
+        check_crc: check the checksum of each stored batch. Its SHA-256 is always checked, and proves
+            that it is what was stored.
+
+    Raises:
+        DamagedError: a segment is not what its commit says, naming it; before its first batch is yielded.
+        RefusedError: a record does not fit into the target.
+    """
+    segments = source_segments(
+        target.log,
+        head=target.topic.head,
+        partition=target.partition.partition,
+        from_ms=target.request.from_ms,
+    )
+    for segment in segments:
+        before_segment()
+        try:
+            yield from _segment_batches(target, segment, store, before_segment, check_crc)
+        except DamagedError as error:
+            if segment.key in str(error):
+                raise
+            raise DamagedError(f"segment {segment.key} is damaged: {error}") from error
+
+
+def _segment_batches(
+    target: PartitionTarget,
+    segment: StoredSegment,
+    store: Store,
+    before_segment: Callable[[], None],
+    check_crc: bool,
+) -> Iterator[TargetBatch]:
+    request, topic = target.request, target.topic
+    reader = SegmentReader(store, segment)
+    bounds = Bounds(
+        first_offset=segment.start,
+        end_offset=segment.end,
+        from_ms=request.from_ms,
+        until_ms=request.until_ms,
+    )
+    stamp = stamp_of(request)
+    if merges(segment.entry, topic):
+        data = reader.raw()
+        before_segment()
+        walked = yield from merge(
+            data,
+            bounds,
+            max_batch_bytes=topic.max_batch_bytes,
+            merge_bytes=topic.merge_bytes,
+            stamp=stamp,
+            check_crc=check_crc,
+        )
+        reader.check_totals(**walked._asdict())
+        return
+    batches = reader.batches(check_crc=check_crc)
+    first = next(batches, None)  # reads and proves the object, which may take long
+    before_segment()
+    if first is not None:
+        yield from convert(
+            chain((first,), batches), bounds, max_batch_bytes=topic.max_batch_bytes, stamp=stamp
+        )
