@@ -44,7 +44,6 @@ from kafka_backup.progress import (
     TopicMissing,
     TopicRecreated,
     TopicUnchanged,
-    TransactionOpen,
 )
 from kafka_backup.recovery_point import RecoveryPoint
 from kafka_backup.repository.documents import Capture, Commit, Window
@@ -102,7 +101,6 @@ __all__ = [
     "TopicRecreated",
     "TopicSelection",
     "TopicUnchanged",
-    "TransactionOpen",
     "UnreachableError",
     "VerifyReport",
     "Window",

@@ -10,6 +10,7 @@ from kafka_backup import backup as _backup
 from kafka_backup import losses as _losses
 from kafka_backup import restore as _restore
 from kafka_backup import restore_plan as _restore_plan
+from kafka_backup import retention as _retention
 from kafka_backup import verify as _verify
 from kafka_backup.config import ClusterConfig, EngineConfig
 from kafka_backup.groups import Groups
@@ -25,6 +26,8 @@ from kafka_backup.repository.repository import Repository
 from kafka_backup.repository.restore_documents import RestorePlan, RestoreReport, RestoreRequest
 from kafka_backup.repository.store import Store, open_store
 from kafka_backup.selection import TopicSelection
+from kafka_backup.stored_records import StoredPartition
+from kafka_backup.stored_records import stored_partition as _stored_partition
 
 
 class _Side:
@@ -206,6 +209,38 @@ class Engine:
         selection = TopicSelection.parse(topics) if topics is not None else None
         return _verify.verify(self.repository(), selection=selection, level=level, stop=stop)
 
+    def plan_expire(
+        self,
+        policy: _retention.RetentionPolicy,
+        *,
+        unfinished: bool = False,
+        stop: StopToken | None = None,
+    ) -> _retention.ExpirePlan:
+        """Say which captures a policy lets go and what can be deleted then. Changes nothing.
+
+        Args:
+            policy: which captures stay. Without any setting all stay, and only what interrupted
+                captures and expiries left behind is found.
+            unfinished: also what captures have stored that neither ended nor were followed by another.
+                If one of them still runs, it loses that and stops.
+            stop: ends it with CancelledError.
+
+        Raises:
+            DamagedError: the repository must be whole before anything is deleted from it.
+        """
+        return _retention.plan(self.repository(), policy, unfinished=unfinished, stop=stop or StopToken())
+
+    def expire(
+        self, plan: _retention.ExpirePlan, *, stop: StopToken | None = None
+    ) -> _retention.ExpireReport:
+        """Carry out a plan; what changed meanwhile is looked at again. May be interrupted and repeated.
+
+        Raises:
+            WriterConflictError: captures took the places in a commit log again and again; run it again.
+            AuthorizationError: the store denies the right to delete.
+        """
+        return _retention.run(plan, repository=self.repository(), stop=stop or StopToken())
+
     def verify_restore(self, restore_id: str, *, stop: StopToken | None = None) -> RestoreReport:
         """Compare a restored target with the repository again, batch by batch."""
         return _restore.verify_restore(
@@ -233,6 +268,18 @@ class Engine:
             ConfigurationError: there is no such capture, it lost nothing, or no reason is given.
         """
         return _losses.accept_losses(self.repository(), capture, reason=reason)
+
+    def stored_partition(
+        self, topic: str, partition: int, *, incarnation: str | None = None
+    ) -> StoredPartition:
+        """One partition of a topic, to read single records of it; needs no cluster.
+
+        Args:
+            topic: its name.
+            partition: its number.
+            incarnation: the topic id, where the topic was deleted and re-created.
+        """
+        return _stored_partition(self.repository(), topic, partition, incarnation=incarnation)
 
     def captures(self) -> Sequence[Capture]:
         """All captures, oldest first."""

@@ -71,6 +71,7 @@ def expected_batches(
         target.log,
         head=target.topic.head,
         partition=target.partition.partition,
+        start=target.partition.source_start,
         from_ms=target.request.from_ms,
     )
     for segment in segments:

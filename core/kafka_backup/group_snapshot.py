@@ -11,7 +11,6 @@ import secrets
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 from kafka_backup.errors import BrokerError, ConfigurationError, KafkaBackupError
 from kafka_backup.kafka.cluster import Cluster
@@ -20,6 +19,7 @@ from kafka_backup.kafka.rights import cluster_rights
 from kafka_backup.repository.group_documents import GroupSnapshot, Position, SavedGroup
 from kafka_backup.rights import example_of, hidden_topics
 from kafka_backup.selection import FilterKind, GroupSelection, TopicSelection
+from kafka_backup.times import time_in_id
 
 _SHARE = "share"
 _UNSUPPORTED = "a share group has no committed offsets: brokers keep a state of each record (KIP-932), which cannot be saved"
@@ -75,7 +75,7 @@ def take_snapshot(
         for name in selection.missing(listed)
     ]
     snapshot = GroupSnapshot(
-        snapshot_id=f"{_time_in_id(taken_at)}-{capture_id or secrets.token_hex(4)}",
+        snapshot_id=f"{time_in_id(taken_at)}-{capture_id or secrets.token_hex(4)}",
         nonce=secrets.token_hex(16),
         capture_id=capture_id,
         cluster_id=cluster_id,
@@ -92,11 +92,6 @@ def take_snapshot(
 
 def _now() -> int:
     return time.time_ns() // 1_000_000
-
-
-def _time_in_id(milliseconds: int) -> str:
-    moment = datetime.fromtimestamp(milliseconds / 1000, UTC)
-    return f"{moment:%Y%m%dT%H%M%S}{milliseconds % 1000:03d}Z"
 
 
 def _read(

@@ -26,6 +26,7 @@ from kafka_backup.partition_restore import Outcome, PartitionRestore
 from kafka_backup.progress import RestoreProgress, StopToken
 from kafka_backup.records.convert import TargetBatch
 from kafka_backup.repository.documents import sha256_of
+from kafka_backup.repository.expiry import pinned
 from kafka_backup.repository.repository import Repository
 from kafka_backup.repository.restore_documents import (
     AttemptTarget,
@@ -103,10 +104,12 @@ def _pinned(
 
 
 def _has_expired(plan: RestorePlan, repository: Repository) -> bool:
+    """Whether something that the plan reads is promised no more."""
     for topic in plan.topics:
         log = repository.commit_log(topic.source, topic.source_topic_id)
-        if log.head != topic.head and any(c.action != "capture" for c in log.commits[topic.head + 1 :]):
-            return True
+        for part in topic.partitions:
+            if part.source_start < log.whole_from(part.partition, until_commit=topic.head):
+                return True
     return False
 
 
@@ -146,6 +149,13 @@ def verify_restore(
     plan = repository.restore_folder(restore_id).plan()
     assert plan is not None
     planned = {topic.target: topic for topic in plan.topics}
+    for topic in plan.topics:
+        log = repository.commit_log(topic.source, topic.source_topic_id)
+        if gone := pinned(log, [plan]) & log.swept:
+            raise RefusedError(
+                f"restore {restore_id} can no longer be compared with the repository: {len(gone)} of the segments of "
+                f"{topic.source} that it read have expired since it was finished"
+            )
     targets = [
         target
         for topic in report.topics

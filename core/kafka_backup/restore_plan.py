@@ -235,7 +235,11 @@ class _Planner:
             )
         return {
             partition: source_segments(
-                source.log, head=source.head, partition=partition, from_ms=self._request.from_ms
+                source.log,
+                head=source.head,
+                partition=partition,
+                start=source.start_of(partition),
+                from_ms=self._request.from_ms,
             )
             for partition in wanted
             if partition < count
@@ -268,6 +272,23 @@ class _Planner:
                 "no capture has saved this partition yet (it failed each time); leave it out with --partition",
                 partition,
             )
+        if not source.log.is_whole(partition, until_commit=source.head):
+            self._findings.problem(
+                "expired",
+                source.topic,
+                f"source offsets below {source.start_of(partition)} have expired, and capture "
+                f"{self._request.capture or source.commit.capture_id} needs them from {ranges[-1].log_start_offset} "
+                "on; restore a newer capture",
+                partition,
+            )
+        elif source.log.whole_from(partition, until_commit=source.head):
+            self._findings.note(
+                "expired",
+                source.topic,
+                f"source offsets below {source.start_of(partition)} have expired; the topic held them no more when "
+                "it was captured",
+                partition,
+            )
         for span in source.lost(partition):
             self._findings.note(
                 "lost",
@@ -279,7 +300,7 @@ class _Planner:
         bounded = self._request.from_ms is not None or self._request.until_ms is not None
         return PlannedPartition(
             partition=partition,
-            source_start=min((part.start for part in ranges), default=0),
+            source_start=source.start_of(partition),
             source_end=ranges[-1].end if ranges else 0,
             segments=len(segments),
             raw_bytes=sum(segment.entry.raw_size for segment in segments),

@@ -30,16 +30,16 @@ _BEGINNING = 1 << 16
 
 
 def source_segments(
-    log: CommitLog, *, head: int, partition: int, from_ms: int | None
+    log: CommitLog, *, head: int, partition: int, start: int, from_ms: int | None
 ) -> Sequence[StoredSegment]:
-    """Return the live segments of a partition as of commit `head`, in offset order.
+    """Return the live segments of a partition as of commit `head` that reach above `start`, in offset order.
 
-    Segments whose largest timestamp lies before `from_ms` are left out: none of their records can be
+    A plan says where it starts: what expires later is kept for it, and must not be left out. Segments whose largest timestamp lies before `from_ms` are left out: none of their records can be
     wanted.
     """
     return [
         segment
-        for segment in log.segments(partition, until_commit=head)
+        for segment in log.segments(partition, until_commit=head, start=start)
         if from_ms is None or segment.entry.max_timestamp >= from_ms
     ]
 
@@ -77,6 +77,11 @@ class SourceTopic:
             for part in commit.partitions:
                 ranges.setdefault(part.partition, []).append(part)
         return cls(topic=topic, log=log, head=head, commit=commits[-1], configured=configured, ranges=ranges)
+
+    def start_of(self, partition: int) -> int:
+        """The first source offset that can be restored: where the captures began, or what expired ended."""
+        first = min((part.start for part in self.ranges.get(partition, ())), default=0)
+        return max(first, self.log.whole_from(partition, until_commit=self.head))
 
     def lost(self, partition: int) -> Sequence[LostSpan]:
         """The spans of a partition that were gone before a capture could save them."""

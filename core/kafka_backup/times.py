@@ -88,3 +88,9 @@ def parse_window(text: str) -> Window:
     if start_ms >= end_ms:
         raise ConfigurationError(f"the window {text!r} must end after it starts")
     return Window(start=start_ms, end=end_ms)
+
+
+def time_in_id(milliseconds: int) -> str:
+    """Return a time (ms) as ids begin with it: in UTC, so that they sort by time."""
+    moment = _EPOCH + timedelta(milliseconds=milliseconds)
+    return f"{moment:%Y%m%dT%H%M%S}{milliseconds % 1000:03d}Z"

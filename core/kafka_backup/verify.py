@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Literal
@@ -18,7 +20,8 @@ from kafka_backup.repository import layout
 from kafka_backup.repository.acceptances import AcceptedCommit, accepted_absences, accepted_losses
 from kafka_backup.repository.checkpoints import CommitReader, check_checkpoint, checkpoint_numbers
 from kafka_backup.repository.commit_log import CommitLog, commit_flaws, read_commits
-from kafka_backup.repository.documents import Capture, Commit, PartitionRange, sha256_of
+from kafka_backup.repository.documents import CapturedTopic, Commit, PartitionRange, sha256_of
+from kafka_backup.repository.expiry import needed
 from kafka_backup.repository.group_store import GroupStore
 from kafka_backup.repository.log_state import LogState
 from kafka_backup.repository.repository import Repository
@@ -45,6 +48,7 @@ Kind = Literal[
     "ledger",
     "lost",
     "truncated",
+    "expired",
     "checkpoint",
 ]
 
@@ -58,7 +62,8 @@ class Problem:
             ``chain`` (a commit does not follow from the one before), ``head`` (a capture names a commit
             that is not there). Of a segment: ``missing``, ``size``, ``sha256``, ``unreadable``, ``crc``,
             ``offsets``, ``count``. Of a range: ``ledger`` (its records are not as many as its segments
-            hold), ``lost`` (offsets that no capture could save). Of a cache: ``checkpoint`` (it says something
+            hold), ``lost`` (offsets that no capture could save). Of an expiry: ``expired`` (it took away what it had
+            promised to keep). Of a cache: ``checkpoint`` (it says something
             else than the commits, and captures would believe it; one that nobody believes is no problem).
         object: the key of the object; for ``lost``, ``truncated`` and ``ledger`` of the commit that says it.
         detail: a sentence for people.
@@ -112,32 +117,37 @@ def verify(
     began = time.monotonic()
     token = stop or StopToken()
     problems: list[Problem] = []
-    logs: list[_Log] = []
     accepted, damaged = _acceptances(repository)
     problems += damaged
+    heads: dict[tuple[str, str], Mapping[int, str]] = {}
+    commits = segments = stored_bytes = records = 0
     for topic, topic_id in _selected(repository, selection):
         token.check()
         log = _Log(repository, topic, topic_id, accepted)
-        problems += log.replay()
-        problems += log.objects()
-        logs.append(log)
-    problems += _heads(repository, logs, selection)
+        found = [*log.replay(), *log.promises(), *log.objects()]
+        if level == "data":
+            found += _data(log, known=found, token=token, threads=threads)
+        problems += found
+        heads[topic, topic_id] = log.sha256s
+        commits += len(log.commits)
+        for _, segment in log.segments():
+            segments += 1
+            stored_bytes += segment.entry.stored_size
+            records += segment.entry.records
+    problems += _captures(repository, heads, selection, token)
     if selection is None:
         problems += _restores(repository, token)
         problems += _group_snapshots(repository, token)
-    segments = [pair for log in logs for pair in log.segments()]
-    if level == "data":
-        problems += _data(repository, segments, known=problems, token=token, threads=threads)
     kinds = {problem.kind for problem in problems}
     return VerifyReport(
         status="ok" if not kinds else "lossy" if kinds <= {"lost", "truncated"} else "damaged",
         level=level,
         problems=tuple(problems),
-        topics=len({log.topic for log in logs}),
-        commits=sum(len(log.commits) for log in logs),
-        segments=len(segments),
-        stored_bytes=sum(segment.entry.stored_size for _, segment in segments),
-        records=sum(segment.entry.records for _, segment in segments),
+        topics=len({topic for topic, _ in heads}),
+        commits=commits,
+        segments=segments,
+        stored_bytes=stored_bytes,
+        records=records,
         seconds=time.monotonic() - began,
     )
 
@@ -176,7 +186,12 @@ class _RangePlace:
 
 
 class _Log:
-    """A commit log that is read on past whatever is wrong with it."""
+    """A commit log that is read on past whatever is wrong with it.
+
+    Attributes:
+        commits: every readable one, by number.
+        sha256s: of every commit that is there.
+    """
 
     def __init__(
         self, repository: Repository, topic: str, topic_id: str, accepted: Set[AcceptedCommit]
@@ -186,7 +201,14 @@ class _Log:
         self.topic_id = topic_id
         self.commits: dict[int, Commit] = {}
         self.sha256s: dict[int, str] = {}
-        self._store = repository.store
+        self.store = repository.store
+        self._folder = layout.incarnation_folder(topic, topic_id)
+        self._log = CommitLog(self.store, topic, topic_id, LogState())
+        self._is_whole = True
+        self._named: set[str] = set()
+        self._expired: set[str] = set()
+        self._swept: set[str] = set()
+        self._lock = threading.Lock()
 
     def key(self, number: int) -> str:
         return layout.commit_key(self.topic, self.topic_id, number)
@@ -194,14 +216,13 @@ class _Log:
     def replay(self) -> Iterator[Problem]:
         """Read all commits, from 0 on, and hold each against the ones before it."""
         ends: dict[int, int] = {}
-        state: LogState | None = LogState()
-        checkpoints = set(checkpoint_numbers(self._store, self.topic, self.topic_id))
+        checkpoints = set(checkpoint_numbers(self.store, self.topic, self.topic_id))
         reader = CommitReader()
-        for number, data in read_commits(self._store, self.topic, self.topic_id):
+        for number, data in read_commits(self.store, self.topic, self.topic_id):
             key = self.key(number)
             if data is None:
                 yield Problem(kind="missing", object=key, detail="later commits exist, this one does not")
-                state = None
+                self._is_whole = False
                 ends.clear()
                 continue
             self.sha256s[number] = sha256_of(data)
@@ -209,7 +230,7 @@ class _Log:
                 commit = reader.read(data, key=key)
             except DamagedError as error:
                 yield Problem(kind="unreadable", object=key, detail=str(error))
-                state = None
+                self._is_whole = False
                 ends.clear()
                 continue
             # Behind a gap nothing is known to compare with but the commit's own word.
@@ -226,10 +247,11 @@ class _Log:
                 yield Problem(kind=flaw.kind, object=key, detail=flaw.detail)
             ends.update((part.partition, part.end) for part in commit.partitions)
             self.commits[number] = commit
-            if state is not None:
-                state.take(commit, self.sha256s[number])
+            if self._is_whole:
+                self._log.take(commit, data)
                 if number in checkpoints:
-                    yield from self._checkpoint(state)
+                    yield from self._checkpoint()
+            yield from self._names(commit, key)
             if not self._is_accepted(number):
                 yield from _lost(commit, key)
             yield from _ledgers(commit, key)
@@ -240,37 +262,89 @@ class _Log:
         )
         return named in self._accepted
 
-    def _checkpoint(self, state: LogState) -> Iterator[Problem]:
+    def _checkpoint(self) -> Iterator[Problem]:
+        state = self._log.state
         key = layout.checkpoint_key(self.topic, self.topic_id, state.number)
         try:
-            data = self._store.get(key)
+            data = self.store.get(key)
         except ObjectNotFoundError:
             return
         if check_checkpoint(data, state, topic=self.topic, topic_id=self.topic_id) is False:
             detail = "it says something else than the commits; delete it, it is only a cache"
             yield Problem(kind="checkpoint", object=key, detail=detail)
 
+    def _names(self, commit: Commit, key: str) -> Iterator[Problem]:
+        """Hold the segments that a commit names against those that earlier ones named, and deleted."""
+        mine = {
+            self._log.segment_key(commit, part.partition, entry)
+            for part in commit.partitions
+            for entry in part.segments
+        }
+        expired = {self._folder + name for name in commit.expired}
+        swept = {self._folder + name for name in commit.swept}
+        wrong = [
+            (mine & self._swept, "it names {}, which an earlier commit swept away"),
+            (mine & self._named, "it names {}, which an earlier commit names already"),
+            (expired - self._named, "it lets {} expire, which no commit before it names"),
+            (expired & self._expired, "it lets {} expire, which expired before"),
+            (swept & self._named - self._expired, "it sweeps {} away, which has not expired"),
+        ]
+        for keys, detail in wrong:
+            # Behind a gap it may have been named, or have expired, in what is missing.
+            if keys and self._is_whole:
+                yield Problem(kind="chain", object=key, detail=detail.format(", ".join(sorted(keys))))
+        self._named |= mine
+        self._expired |= expired
+        self._swept |= swept
+
+    def promises(self) -> Iterator[Problem]:
+        """Every state that expiry promised to keep must still be whole."""
+        expiries = [commit for commit in self.commits.values() if commit.action == "expire"]
+        promises = [commit.kept_from for commit in expiries if commit.kept_from is not None]
+        # An incarnation of which nothing was kept has no whole state any more.
+        if not promises or len(promises) < len(expiries) or not self._is_whole:
+            return
+        kept_from = max(promises)
+        for key in sorted(needed(self._log, since=kept_from) & self._expired):
+            detail = (
+                f"{key} has expired, although states from commit {kept_from} on were to stay whole and need it; do "
+                "not run expire again, and put it back from a copy of the repository if it is gone"
+            )
+            yield Problem(kind="expired", object=self.key(expiries[-1].number), detail=detail)
+
     def segments(self) -> Iterator[tuple[_RangePlace, StoredSegment]]:
-        """Every segment of every readable commit, with the range that names it."""
-        log = CommitLog(self._store, self.topic, self.topic_id, LogState())
+        """Every segment of every readable commit that was not swept away, with the range that names it."""
         for number, commit in self.commits.items():
             for part in commit.partitions:
                 place = _RangePlace(self.key(number), part)
                 for entry in part.segments:
-                    yield place, log.stored_segment(commit, part, entry)
+                    segment = self._log.stored_segment(commit, part, entry)
+                    if segment.key not in self._swept:
+                        yield place, segment
 
     def objects(self) -> Iterator[Problem]:
         """Hold what the commits name against one listing of what is there."""
-        folder = layout.incarnation_folder(self.topic, self.topic_id)
-        sizes = {info.key: info.size for info in self._store.list(folder)}
+        sizes = {info.key: info.size for info in self.store.list(self._folder)}
         for _, segment in self.segments():
             size = sizes.get(segment.key)
             if size is None:
-                detail = f"commit {segment.commit} names it and it does not exist"
-                yield Problem(kind="missing", object=segment.key, detail=detail)
+                if not self.is_swept_by_now(segment.key):
+                    detail = f"commit {segment.commit} names it and it does not exist"
+                    yield Problem(kind="missing", object=segment.key, detail=detail)
             elif size != segment.entry.stored_size:
                 detail = f"{size} bytes instead of {segment.entry.stored_size}"
                 yield Problem(kind="size", object=segment.key, detail=detail)
+
+    def is_swept_by_now(self, key: str) -> bool:
+        """Whether an object that is gone was swept away since the log was read."""
+        with self._lock:
+            after = self._log.state.number
+            for number, data in read_commits(self.store, self.topic, self.topic_id, after=after):
+                if data is not None and self._is_whole:
+                    commit = Commit.from_bytes(data, key=self.key(number))
+                    self._swept |= {self._folder + name for name in commit.swept}
+                    self._log.take(commit, data)
+            return key in self._swept
 
 
 def _lost(commit: Commit, key: str) -> Iterator[Problem]:
@@ -304,38 +378,88 @@ def _ledgers(commit: Commit, key: str) -> Iterator[Problem]:
             yield Problem(kind="ledger", object=key, detail=detail)
 
 
-def _heads(
-    repository: Repository, logs: Sequence[_Log], selection: TopicSelection | None
+def _captures(
+    repository: Repository,
+    heads: Mapping[tuple[str, str], Mapping[int, str]],
+    selection: TopicSelection | None,
+    token: StopToken,
 ) -> Iterator[Problem]:
     """Every capture must find the commits that it names: a log that was cut short shows here."""
-    known: Mapping[tuple[str, str], _Log] = {(log.topic, log.topic_id): log for log in logs}
     for info in repository.store.list(layout.CAPTURES):
+        token.check()
         capture_id = layout.parse_capture_key(info.key)
         if capture_id is None:
             yield Problem(kind="foreign", object=info.key, detail="not a key of a capture; remove it")
             continue
         try:
-            capture = repository.capture(capture_id)
+            capture = repository.read_capture(capture_id)
         except DamagedError as error:
             yield Problem(kind="unreadable", object=info.key, detail=str(error))
             continue
-        yield from _heads_of(capture, info.key, known, selection)
+        for entry in capture.topics:
+            is_internal = entry.topic.startswith("__")
+            if selection is None or selection.includes(entry.topic, internal=is_internal):
+                yield from _head(repository, entry, info.key, heads.get((entry.topic, entry.topic_id), {}))
 
 
-def _heads_of(
-    capture: Capture, key: str, logs: Mapping[tuple[str, str], _Log], selection: TopicSelection | None
+def _head(
+    repository: Repository, entry: CapturedTopic, key: str, sha256s: Mapping[int, str]
 ) -> Iterator[Problem]:
-    for entry in capture.topics:
-        if selection is not None and not selection.includes(
-            entry.topic, internal=entry.topic.startswith("__")
-        ):
-            continue
-        log = logs.get((entry.topic, entry.topic_id))
-        found = log.sha256s.get(entry.head) if log is not None else None
-        if found != entry.head_sha256:
-            state = "does not exist" if found is None else f"has another SHA-256 ({found})"
-            detail = f"it names commit {entry.head} of {entry.topic} ({entry.topic_id}), which {state}"
-            yield Problem(kind="head", object=key, detail=detail)
+    found = sha256s.get(entry.head)
+    if found is None and entry.head > max(sha256s, default=-1):
+        # It may have been committed after the log was read.
+        with suppress(ObjectNotFoundError):
+            commit = layout.commit_key(entry.topic, entry.topic_id, entry.head)
+            found = sha256_of(repository.store.get(commit))
+    if found != entry.head_sha256:
+        state = "does not exist" if found is None else f"has another SHA-256 ({found})"
+        detail = f"it names commit {entry.head} of {entry.topic} ({entry.topic_id}), which {state}"
+        yield Problem(kind="head", object=key, detail=detail)
+
+
+def _group_snapshots(repository: Repository, token: StopToken) -> Iterator[Problem]:
+    """Every capture must find its group snapshot, and each must be as it was stored."""
+    expired = {name for expiry in repository.expiries() for name in expiry.group_snapshots}
+    groups = GroupStore(repository.store)
+    there = set()
+    for info in repository.store.list(layout.GROUPS):
+        if (snapshot_id := layout.parse_group_snapshot_key(info.key)) is not None:
+            there.add(snapshot_id)
+        else:
+            yield Problem(kind="foreign", object=info.key, detail="not a key of a group snapshot; remove it")
+    sha256s: dict[str, str] = {}
+    for capture_id in repository.capture_ids():
+        token.check()
+        with suppress(DamagedError):  # reported with the captures
+            capture = repository.read_capture(capture_id)
+            if capture.groups is not None:
+                sha256s[capture.groups.snapshot_id] = capture.groups.sha256
+    for snapshot_id in sorted({*there, *sha256s} - expired):
+        token.check()
+        key = layout.group_snapshot_key(snapshot_id)
+        if snapshot_id not in there:
+            expired = {name for expiry in repository.expiries() for name in expiry.group_snapshots}
+            if snapshot_id not in expired:
+                yield Problem(kind="missing", object=key, detail="a capture names it and it does not exist")
+        else:
+            yield from _group_snapshot(repository, groups, snapshot_id, sha256s.get(snapshot_id))
+
+
+def _group_snapshot(
+    repository: Repository, groups: GroupStore, snapshot_id: str, sha256: str | None
+) -> Iterator[Problem]:
+    key = layout.group_snapshot_key(snapshot_id)
+    try:
+        groups.snapshot(snapshot_id)
+        found = sha256_of(repository.store.get(key))
+    except (ConfigurationError, ObjectNotFoundError):
+        return  # it expired meanwhile
+    except DamagedError as error:
+        yield Problem(kind="unreadable", object=key, detail=str(error))
+        return
+    if sha256 is not None and found != sha256:
+        detail = f"SHA-256 {found} instead of {sha256}, as its capture says"
+        yield Problem(kind="sha256", object=key, detail=detail)
 
 
 def _restores(repository: Repository, token: StopToken) -> Iterator[Problem]:
@@ -364,20 +488,6 @@ def _restores(repository: Repository, token: StopToken) -> Iterator[Problem]:
                 yield Problem(kind="chain", object=key, detail=detail)
 
 
-def _group_snapshots(repository: Repository, token: StopToken) -> Iterator[Problem]:
-    groups = GroupStore(repository.store)
-    for info in repository.store.list(layout.GROUPS):
-        token.check()
-        snapshot_id = layout.parse_group_snapshot_key(info.key)
-        if snapshot_id is None:
-            yield Problem(kind="foreign", object=info.key, detail="not a key of a group snapshot; remove it")
-            continue
-        try:
-            groups.snapshot(snapshot_id)
-        except DamagedError as error:
-            yield Problem(kind="unreadable", object=info.key, detail=str(error))
-
-
 @dataclass(slots=True)
 class _Read:
     """What reading one segment showed: records that count for its range, or what is wrong."""
@@ -387,8 +497,7 @@ class _Read:
 
 
 def _data(
-    repository: Repository,
-    segments: Sequence[tuple[_RangePlace, StoredSegment]],
+    log: _Log,
     *,
     known: Sequence[Problem],
     token: StopToken,
@@ -396,10 +505,11 @@ def _data(
 ) -> Iterator[Problem]:
     """Read every segment, and hold each range's ledger against the records in it."""
     bad = {problem.object for problem in known}
+    segments = list(log.segments())
 
     def read(pair: tuple[_RangePlace, StoredSegment]) -> _Read | None:
         token.check()
-        return None if pair[1].key in bad else _read(repository, pair[0].part, pair[1], token)
+        return None if pair[1].key in bad else _read(log, pair[0].part, pair[1], token)
 
     with ThreadPoolExecutor(max_workers=threads, thread_name_prefix="verify") as pool:
         results = zip(segments, pool.map(read, segments), strict=True)
@@ -412,7 +522,7 @@ def _data(
                 if result is not None:
                     yield from result.problems
             counts = [result.records for _, result in reads if result is not None and not result.problems]
-            if len(counts) == len(reads) and sum(counts) != part.ledger.records:
+            if len(counts) == len(part.segments) and sum(counts) != part.ledger.records:
                 detail = (
                     f"partition {partition}: the segments hold {sum(counts)} records in the range [{part.start}, "
                     f"{part.end}), the ledger says {part.ledger.records}"
@@ -420,13 +530,16 @@ def _data(
                 yield Problem(kind="ledger", object=commit_key, detail=detail)
 
 
-def _read(repository: Repository, part: PartitionRange, segment: StoredSegment, token: StopToken) -> _Read:
+def _read(log: _Log, part: PartitionRange, segment: StoredSegment, token: StopToken) -> _Read | None:
+    """Read one segment; None if it was swept away meanwhile."""
     result = _Read()
     try:
-        for batch, header in SegmentReader(repository.store, segment).batches(check_crc=True):
+        for batch, header in SegmentReader(log.store, segment).batches(check_crc=True):
             token.check()
             result.records += _records_inside(part, batch, header)
     except DamagedSegmentError as error:
+        if error.flaw == "missing" and log.is_swept_by_now(segment.key):
+            return None
         result.problems.append(Problem(kind=error.flaw, object=error.key, detail=error.detail))
     except DamagedError as error:
         result.problems.append(Problem(kind="unreadable", object=segment.key, detail=str(error)))

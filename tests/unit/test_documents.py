@@ -104,7 +104,7 @@ def test_documents_are_canonical() -> None:
         {"format_version": 2},
         {"format_version": None},
         {"unknown_field": 1},
-        {"action": "expire"},
+        {"action": "delete"},
         {"number": "3"},
         {"number": 3.0},
         {"number": -1},

@@ -35,6 +35,16 @@ def test_keys_are_those_of_the_format() -> None:
         == f"topics/a.b_c-d/{ID}/7/00000001099511627776-20260102T030405006Z-0a1b2c3d-12.log"
     )
     assert layout.segment_key(**segment, compression="zstd").endswith("-12.log.zst")
+    place = layout.parse_segment_key(
+        layout.segment_key(**segment, compression="zstd"), topic="a.b_c-d", topic_id=ID
+    )
+    assert place == layout.SegmentPlace(
+        name="7/00000001099511627776-20260102T030405006Z-0a1b2c3d-12.log.zst",
+        partition=7,
+        first_offset=2**40,
+        capture_id="20260102T030405006Z-0a1b2c3d",
+    )
+    assert layout.expiry_key("e-1") == "expiries/e-1.json"
     assert layout.commit_key("t", ID, 0) == f"topics/t/{ID}/commits/00000000000000000000.json"
     assert layout.checkpoint_key("t", ID, 9) == f"topics/t/{ID}/checkpoints/00000000000000000009.json"
     assert (
@@ -119,4 +129,6 @@ def test_any_listed_key_can_be_parsed(text: str) -> None:
         assert number is None or layout.commit_key("t", ID, number) == key
         capture_id = layout.parse_capture_key(key)
         assert capture_id is None or layout.capture_key(capture_id) == key
-        assert not layout.is_segment_key(f"{key}/x", topic="t", topic_id=ID)
+        place = layout.parse_segment_key(key, topic="t", topic_id=ID)
+        assert place is None or layout.named_segment_key("t", ID, place.name) == key
+        assert layout.parse_segment_key(f"{key}/x", topic="t", topic_id=ID) is None

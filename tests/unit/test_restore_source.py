@@ -249,7 +249,9 @@ def test_objects_are_looked_up_by_listing() -> None:
 
     def look(*wanted: int) -> tuple[list[str], Findings]:
         counting, findings = _CountingStore(store), Findings()
-        segments = [s for p in wanted for s in source_segments(log, head=0, partition=p, from_ms=None)]
+        segments = [
+            s for p in wanted for s in source_segments(log, head=0, partition=p, start=0, from_ms=None)
+        ]
         check_objects(source, segments, counting, findings)
         return counting.asked, findings
 

@@ -5,7 +5,6 @@ Times are RFC 3339 in UTC, offsets and counts integers, ranges half-open, sizes 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -33,10 +32,17 @@ from kafka_backup.progress import (
     TopicMissing,
     TopicRecreated,
     TopicUnchanged,
-    TransactionOpen,
 )
 from kafka_backup.repository.commit_log import CommitLog
-from kafka_backup.repository.documents import Capture, Commit, LostSpan, OffsetSpan, PartitionRange, Window
+from kafka_backup.repository.documents import (
+    Capture,
+    Commit,
+    Expiry,
+    LostSpan,
+    OffsetSpan,
+    PartitionRange,
+    Window,
+)
 from kafka_backup.repository.restore_documents import (
     PlannedTopic,
     RestoredTopic,
@@ -86,7 +92,6 @@ class CaptureAnswer:
         self._topics: dict[str, Document] = {}
         self._groups: Document | None = None
         self._failures: list[Document] = []
-        self._transactions: list[Document] = []
         self._codes: set[int] = set()
         self._capture: str | None = None
         self._finished: CaptureFinished | None = None
@@ -117,20 +122,6 @@ class CaptureAnswer:
             case TopicRecreated():
                 topic = self._topic(event.topic, event.topic_id)
                 topic["previous_topic_id"] = event.previous_topic_id
-            case TransactionOpen():
-                age = max(0.0, time.time() - event.opened_at / 1000)
-                self._transactions.append(
-                    {
-                        "topic": event.topic,
-                        "partition": event.partition,
-                        "producer_id": event.producer_id,
-                        "producer_epoch": event.producer_epoch,
-                        "first_offset": event.first_offset,
-                        "opened_at": format_time(event.opened_at),
-                        "age_seconds": round(age, 3),
-                        "held_back": event.held_back,
-                    }
-                )
             case CaptureFinished():
                 self._finished = event
 
@@ -212,7 +203,6 @@ class CaptureAnswer:
             "recovery_point": finished and format_time(finished.recovery_point),
             "groups": self._groups,
             "topics": [self._topics[name] for name in sorted(self._topics)],
-            "open_transactions": self._transactions,
             "failures": self._failures,
             "seconds": finished and round(finished.seconds, 3),
         }
@@ -241,8 +231,11 @@ def _partition_result(part: PartitionResult) -> Document:
     }
 
 
-def captures(found: Sequence[Capture], topics: Sequence[tuple[str, str]]) -> Document:
+def captures(
+    found: Sequence[Capture], topics: Sequence[tuple[str, str]], expiries: Sequence[Expiry]
+) -> Document:
     """Return the answer to ``list``: captures, newest last, and the topics with their incarnations."""
+    gone = {capture_id for expiry in expiries for capture_id in expiry.captures}
     incarnations: dict[str, list[str]] = {}
     for topic, topic_id in topics:
         incarnations.setdefault(topic, []).append(topic_id)
@@ -252,6 +245,7 @@ def captures(found: Sequence[Capture], topics: Sequence[tuple[str, str]]) -> Doc
             {
                 "capture": capture.capture_id,
                 "status": capture.status,
+                "expired": capture.capture_id in gone,
                 "started_at": format_time(capture.started_at),
                 "ended_at": format_time(capture.ended_at),
                 "window": _window(capture.window),
@@ -279,6 +273,7 @@ def _commit(commit: Commit) -> Document:
     return {
         "topic_id": commit.incarnation.topic_id,
         "commit": commit.number,
+        "action": commit.action,
         "capture": commit.capture_id,
         "committed_at": format_time(commit.committed_at),
         "window": _window(commit.window),
@@ -291,6 +286,8 @@ def _commit(commit: Commit) -> Document:
         },
         **{count: sum(getattr(part.ledger, count) for part in parts) for count in _COUNTS},
         "segments": sum(len(part.segments) for part in parts),
+        "expired": len(commit.expired),
+        "swept": len(commit.swept),
         "stored_bytes": sum(segment.stored_size for part in parts for segment in part.segments),
         "raw_bytes": sum(segment.raw_size for part in parts for segment in part.segments),
         "partitions": [_partition_range(part) for part in parts],

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from kafka_backup.cli import answers, tables
 from kafka_backup.cli.answers import CaptureAnswer, Document
-from kafka_backup.cli.options import TIME, Parsed, as_json, topics_option
+from kafka_backup.cli.options import OFFSET, PARTITION, TIME, Parsed, as_json, topics_option
 from kafka_backup.cli.session import EXIT_DAMAGED, EXIT_OK, Session
 from kafka_backup.cli.tables import ProgressBars
 from kafka_backup.engine import Engine
@@ -38,10 +38,6 @@ def _rename_rule(text: str) -> RenameRule:
 
 WINDOW = Parsed("start/end", parse_window)
 RENAME = Parsed("pattern=replacement", _rename_rule)
-PARTITION = click.IntRange(0, 2**31 - 1)
-OFFSET = click.IntRange(0, 2**63 - 1)
-_SHOWN = 10
-"""Open transactions that are told one by one."""
 
 
 class Program(click.Group):
@@ -140,15 +136,6 @@ def backup(session: Session, topics: tuple[str, ...], window: Window | None, acc
                     f"unclean leader election. What earlier captures hold of [{cut['start']}, {cut['end']}) is not "
                     "part of the topic any more; restore --capture with an older one brings it back"
                 )
-    for transaction in document["open_transactions"][:_SHOWN]:
-        session.say(
-            f"note: {transaction['topic']} [{transaction['partition']}]: producer {transaction['producer_id']} (epoch "
-            f"{transaction['producer_epoch']}) has a transaction open since offset {transaction['first_offset']}, "
-            f"for {transaction['age_seconds']:,.0f} s; {transaction['held_back']:,} offsets wait for it. If it hangs, "
-            "end it with kafka-transactions.sh abort"
-        )
-    if (more := len(document["open_transactions"]) - _SHOWN) > 0:
-        session.say(f"note: {more} more open transactions (--json tells all)")
     if document["status"] == "held":
         session.say(f"nothing to do: capture {document['capture']} holds this window")
     return answer.exit_code
@@ -160,9 +147,12 @@ def backup(session: Session, topics: tuple[str, ...], window: Window | None, acc
 def list_captures(session: Session) -> int:
     """List the captures and topics, newest last."""
     session.document = {"captures": [], "topics": []}
-    document = session.run(
-        lambda engine, _stop: answers.captures(engine.captures(), engine.repository().topics())
-    )
+
+    def work(engine: Engine, _stop: StopToken) -> Document:
+        repository = engine.repository()
+        return answers.captures(repository.captures(), repository.topics(), repository.expiries())
+
+    document = session.run(work)
     session.answer(document, *tables.captures(document))
     return EXIT_OK
 

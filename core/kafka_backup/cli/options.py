@@ -32,6 +32,8 @@ class Parsed(click.ParamType, Generic[T]):  # type: ignore[type-arg] # generic s
 FILTER = Parsed("filter", lambda text: TopicFilter.parse(text).text)
 GROUP_FILTER = Parsed("filter", lambda text: GroupFilter.parse(text).text)
 TIME = Parsed("time", parse_time)
+PARTITION = click.IntRange(0, 2**31 - 1)
+OFFSET = click.IntRange(0, 2**63 - 1)
 
 as_json = click.option(
     "--json", is_flag=True, expose_value=False, help="Print one JSON document on stdout, also for errors."

@@ -79,7 +79,7 @@ def captures(document: Document) -> tuple[Table, Table]:
             entry["capture"],
             entry["started_at"],
             _window(entry["window"]),
-            entry["status"],
+            entry["status"] + (", expired" if entry["expired"] else ""),
             _count(entry["topics"]),
             _count(entry["changed"]),
             _count(len(entry["failures"])),
@@ -119,6 +119,11 @@ def commits(document: Document) -> Table:
         *("#aborted", "#compacted", "#lost"),
     )
     for commit in document["commits"]:
+        if commit["action"] != "capture":
+            done = f"{commit['action']}: {_count(commit['expired'] or commit['swept'])} segments"
+            table.add_row(
+                commit["topic_id"], str(commit["commit"]), commit["committed_at"], commit["capture"], "", done
+            )
         for part in commit["partitions"]:
             table.add_row(
                 commit["topic_id"],
@@ -130,6 +135,60 @@ def commits(document: Document) -> Table:
                 *(_count(part[field]) for field in ("records", "control", "aborted", "compacted", "lost")),
             )
     return table
+
+
+def expiry(document: Document) -> tuple[Table, ...]:
+    """Show the answer to ``expire``."""
+    summary = _table(f"expire: {document['status']}", "", "#")
+    summary.add_row("captures that go", _count(document["expired"]))
+    summary.add_row("objects deleted", _count(document["deleted_objects"]))
+    summary.add_row("bytes freed", decimal(document["freed_bytes"]))
+    if not document["topics"]:
+        return (summary,)
+    topics = _table(
+        "topics",
+        *("topic", "topic id", "#segments that expire", "#to delete", "#freed"),
+        *("#kept for restores", "#unfinished"),
+    )
+    for topic in document["topics"]:
+        topics.add_row(
+            topic["topic"],
+            topic["topic_id"],
+            _count(topic["expires"]),
+            _count(topic["deletes"]),
+            decimal(topic["freed_bytes"]),
+            _count(topic["kept_for_restores"]),
+            _count(topic["unfinished"]),
+        )
+    return summary, topics
+
+
+def records(document: Document) -> Table:
+    """Show the answer to ``records``."""
+    table = _table(
+        f"{document['topic']} [{document['partition']}]: offsets [{document['start']}, {document['end']})",
+        *("#offset", "time", "key", "value", "headers"),
+    )
+    for record in document["records"]:
+        table.add_row(
+            str(record["offset"]),
+            record["time"] or "",
+            _shown(record, "key"),
+            _shown(record, "value"),
+            " ".join(f"{_shown(header, 'key')}={_shown(header, 'value')}" for header in record["headers"]),
+        )
+    return table
+
+
+def _shown(holder: Document, field: str) -> str:
+    """Bytes for people: what is not text, or could be taken for something else, is marked."""
+    encoding, text = holder[f"{field}_encoding"], holder[field]
+    if encoding is None:
+        return "null"
+    printable = "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
+    )
+    return f"base64:{text}" if encoding == "base64" else printable
 
 
 def verification(document: Document) -> tuple[Table, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Literal, Self
@@ -32,7 +32,13 @@ from kafka_backup.repository.documents import (
     Window,
     sha256_of,
 )
-from kafka_backup.repository.layout import commit_key, commits_folder, parse_commit_key, segment_key
+from kafka_backup.repository.layout import (
+    commit_key,
+    commits_folder,
+    named_segment_key,
+    parse_commit_key,
+    segment_key,
+)
 from kafka_backup.repository.log_state import LogState, PartitionState
 from kafka_backup.repository.segments import StoredSegment
 from kafka_backup.repository.store import ObjectNotFoundError, Store, put_once
@@ -166,7 +172,7 @@ class CommitLog:
                 )
             commit = reader.read(data, key=f"{store.url}/{key}")
             log._check(commit, number)
-            log._take(commit, data)
+            log.take(commit, data)
         return log
 
     def _check(self, commit: Commit, number: int) -> None:
@@ -204,6 +210,11 @@ class CommitLog:
             return (*self._before, *self._tail)
 
     @property
+    def state(self) -> LogState:
+        """What the commits come to; not to be changed."""
+        return self._state
+
+    @property
     def head(self) -> int | None:
         """Number of the newest commit; None in an empty log."""
         return None if self._state.sha256 is None else self._state.number
@@ -222,6 +233,11 @@ class CommitLog:
     def incarnation(self) -> Incarnation | None:
         """The topic as the newest commit knows it; None in an empty log."""
         return self._state.incarnation
+
+    @property
+    def partitions(self) -> Sequence[int]:
+        """The partitions that were ever captured, ascending."""
+        return sorted(self._state.partitions)
 
     @property
     def compacts(self) -> bool:
@@ -256,9 +272,11 @@ class CommitLog:
 
     def ranges(self, partition: int) -> Sequence[PartitionRange]:
         """What each commit covers of a partition, oldest first. Reads all commits."""
-        return [part for _, part in self._ranges_until(partition, None)]
+        return [part for _, part in self.ranges_with_commits(partition)]
 
-    def segments(self, partition: int, *, until_commit: int | None = None) -> list[StoredSegment]:
+    def segments(
+        self, partition: int, *, until_commit: int | None = None, start: int | None = None
+    ) -> list[StoredSegment]:
         """Return the live segments of a partition in offset order, each with the offsets that count.
 
         Here, and only here, is decided what a partition holds. A segment's first batch may begin
@@ -269,37 +287,88 @@ class CommitLog:
             partition: its number.
             until_commit: as of this commit (inclusive); None means the head. An older state still
                 has what a later truncation took away.
+            start: only those that reach above this offset; None means `whole_from`: nothing that expired.
         """
+        if start is None:
+            start = self.whole_from(partition, until_commit=until_commit)
         live: list[StoredSegment] = []
-        for commit, part in self._ranges_until(partition, until_commit):
+        for commit, part in self.ranges_with_commits(partition, until_commit):
             cut = part.truncated_to
             if cut is not None:
                 live = [replace(old, end=min(old.end, cut)) for old in live if old.start < cut]
             live += [self.stored_segment(commit, part, entry) for entry in part.segments]
-        return live
+        return [segment for segment in live if segment.end > start]
 
     def records(self, partition: int, *, until_commit: int | None = None) -> int:
-        """Count the live records of a partition; an upper limit where a truncation cut a segment.
+        """Count the live records of a partition that have not expired; an upper limit where a segment was cut.
 
         Args:
             partition: its number.
             until_commit: as of this commit (inclusive); None means the head.
         """
+        start = self.whole_from(partition, until_commit=until_commit)
         live: dict[int, int] = defaultdict(int)
-        for segment in self.segments(partition, until_commit=until_commit):
+        for segment in self.segments(partition, until_commit=until_commit, start=start):
             live[segment.commit] += min(segment.entry.records, segment.end - segment.start)
         count = 0
         cut: int | None = None
-        for commit, part in reversed(self._ranges_until(partition, until_commit)):
-            is_whole = cut is None or part.end <= cut
+        for commit, part in reversed(self.ranges_with_commits(partition, until_commit)):
+            is_whole = (cut is None or part.end <= cut) and part.start >= start
             count += part.ledger.records if is_whole else live[commit.number]
             if part.truncated_to is not None:
                 cut = part.truncated_to if cut is None else min(cut, part.truncated_to)
         return count
 
-    def _ranges_until(
-        self, partition: int, until_commit: int | None
+    def whole_from(self, partition: int, *, until_commit: int | None = None) -> int:
+        """Where a state begins of which nothing has expired: what lies below is promised no more.
+
+        Args:
+            partition: its number.
+            until_commit: as of this commit (inclusive); None means the head.
+
+        Returns:
+            An offset; 0 if nothing of the state has expired.
+        """
+        expired = self.expired
+        if not expired:
+            return 0
+        gone = [s for s in self.segments(partition, until_commit=until_commit, start=0) if s.key in expired]
+        return gone[-1].end if gone else 0
+
+    def is_whole(self, partition: int, *, until_commit: int | None = None) -> bool:
+        """Whether everything is there that the broker had of a partition when a state was captured."""
+        ranges = self.ranges_with_commits(partition, until_commit)
+        return not ranges or self.whole_from(partition, until_commit=until_commit) <= (
+            ranges[-1][1].log_start_offset
+        )
+
+    @property
+    def expired(self) -> frozenset[str]:
+        """Keys of all segments that are promised no more. Reads all commits."""
+        return self._named(lambda commit: commit.expired)
+
+    @property
+    def swept(self) -> frozenset[str]:
+        """Keys of all segments that were deleted, or are about to be. Reads all commits."""
+        return self._named(lambda commit: commit.swept)
+
+    def _named(self, names: Callable[[Commit], Sequence[str]]) -> frozenset[str]:
+        return frozenset(
+            named_segment_key(self.topic, self.topic_id, name)
+            for commit in self.commits
+            if commit.action != "capture"
+            for name in names(commit)
+        )
+
+    def ranges_with_commits(
+        self, partition: int, until_commit: int | None = None
     ) -> Sequence[tuple[Commit, PartitionRange]]:
+        """What commits cover of a partition, oldest first, each with its commit. Reads all commits.
+
+        Args:
+            partition: its number.
+            until_commit: only this commit and those before it; None: all.
+        """
         commits = self.commits
         with self._lock:
             if not self._ranges:
@@ -361,17 +430,76 @@ class CommitLog:
                 log must not be used any more.
             ValueError: the commit does not fit the log.
         """
-        number = self._state.number + 1
-        commit = Commit(
-            number=number,
+        return self._create(
+            Commit(
+                number=self._state.number + 1,
+                previous_sha256=self.head_sha256,
+                nonce=nonce,
+                capture_id=capture_id,
+                window=window,
+                committed_at=committed_at,
+                incarnation=incarnation,
+                partitions=tuple(partitions),
+            )
+        )
+
+    def append_expiry(
+        self,
+        *,
+        nonce: str,
+        expiry_id: str,
+        committed_at: int,
+        names: Sequence[str],
+        kept_from: int | None,
+    ) -> Commit:
+        """Promise nothing of some segments any more, in the commit after the head; see `append`.
+
+        Args:
+            nonce: random, made once per process.
+            expiry_id: the run of expiry.
+            committed_at: ms.
+            names: of the segments.
+            kept_from: states as of this commit and later ones need none of them; None: none is kept.
+        """
+        return self._create(
+            self._no_capture(nonce, expiry_id, committed_at).model_copy(
+                update={"action": "expire", "expired": tuple(names), "kept_from": kept_from}
+            )
+        )
+
+    def append_sweep(self, *, nonce: str, expiry_id: str, committed_at: int, names: Sequence[str]) -> Commit:
+        """Name segments that will be deleted, in the commit after the head; see `append`.
+
+        Once this returned, no writer that began before it can make any of them part of a commit.
+
+        Args:
+            nonce: random, made once per process.
+            expiry_id: the run of expiry.
+            committed_at: ms.
+            names: of segments that expired, or that no commit names.
+        """
+        return self._create(
+            self._no_capture(nonce, expiry_id, committed_at).model_copy(
+                update={"action": "sweep", "swept": tuple(names)}
+            )
+        )
+
+    def _no_capture(self, nonce: str, expiry_id: str, committed_at: int) -> Commit:
+        if self._state.incarnation is None:
+            raise ValueError(f"{self.topic} has no commit after which anything could expire")
+        return Commit(
+            number=self._state.number + 1,
             previous_sha256=self.head_sha256,
             nonce=nonce,
-            capture_id=capture_id,
-            window=window,
+            capture_id=expiry_id,
+            window=None,
             committed_at=committed_at,
-            incarnation=incarnation,
-            partitions=tuple(partitions),
+            incarnation=self._state.incarnation,
+            partitions=(),
         )
+
+    def _create(self, commit: Commit) -> Commit:
+        number = commit.number
         if (flaw := next(self._flaws(commit, number), None)) is not None:
             raise ValueError(f"commit {number} of {self.topic} does not fit its log: {flaw.detail}")
         data = commit.to_bytes()
@@ -382,7 +510,7 @@ class CommitLog:
                 f"another writer committed {number} of {self.topic} meanwhile; nothing of this run is visible in "
                 f"it. Make sure that only one run captures {self.topic}, then run again"
             ) from error
-        self._take(commit, data)
+        self.take(commit, data)
         self._store_caches(number)
         return commit
 
@@ -424,7 +552,8 @@ class CommitLog:
             commits = [*[read.data for read in newest_first][::-1], *commits]
         put_pack(self._store, self.topic, self.topic_id, last=number, commits=commits)
 
-    def _take(self, commit: Commit, data: bytes) -> None:
+    def take(self, commit: Commit, data: bytes) -> None:
+        """Go on by one commit that the caller has read and proved, without storing anything."""
         with self._lock:
             self._state.take(commit, sha256_of(data))
             self._tail.append(commit)

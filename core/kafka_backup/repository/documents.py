@@ -23,6 +23,9 @@ _TOPIC_NAME = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 _TOPIC_ID = re.compile(r"[a-zA-Z0-9_-]{22}")
 _IDENTIFIER = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,119}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_SEGMENT_NAME = re.compile(
+    r"(0|[1-9][0-9]{0,9})/[0-9]{20}-[a-zA-Z0-9][a-zA-Z0-9._-]{0,119}-(0|[1-9][0-9]*)\.log(\.zst)?"
+)
 
 
 def _topic_name(value: str) -> str:
@@ -43,10 +46,9 @@ def _pattern(pattern: re.Pattern[str], what: str) -> AfterValidator:
 TopicName = Annotated[str, AfterValidator(_topic_name)]
 TopicId = Annotated[str, _pattern(_TOPIC_ID, "a topic id (22 characters of URL-safe base64)")]
 Identifier = Annotated[str, _pattern(_IDENTIFIER, "an identifier (letters, digits, '.', '_', '-')")]
+SegmentName = Annotated[str, _pattern(_SEGMENT_NAME, "the name of a segment below its incarnation's folder")]
 Sha256 = Annotated[str, _pattern(_SHA256, "a SHA-256 in hexadecimal")]
 Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
-SegmentSize = Annotated[int, Field(ge=0, le=2**31)]
-"""Bytes of a segment, which a reader allocates on a commit's word: more than any capture makes is refused."""
 Milliseconds = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
 
 
@@ -241,9 +243,9 @@ class SegmentEntry(Part):
     last_offset: Count
     index: Count
     compression: Literal["none", "zstd"]
-    stored_size: SegmentSize
+    stored_size: Count
     sha256: Sha256
-    raw_size: SegmentSize
+    raw_size: Count
     batches: Count
     records: Count
     max_timestamp: Milliseconds
@@ -294,15 +296,26 @@ class PartitionRange(Part):
 
 
 class Commit(Document):
-    """``commits/<n>.json``: makes one topic's part of a capture real.
+    """``commits/<n>.json``: makes one topic's part of a capture real, or takes data away again.
 
     `previous_sha256` chains it to commit n-1 (None for commit 0). `nonce` is made once per
     process: equal bytes at the same key prove that the object is our own earlier try.
+
+    Attributes:
+        action: ``capture``; ``expire``: nothing is promised of the segments in `expired` any more;
+            ``sweep``: the objects in `swept` are about to be deleted. The last two also stop every
+            writer that began before them, so nothing that they name can become part of a commit.
+        capture_id: the capture, or the expiry.
+        incarnation: as the capture found it; in the other actions that of the commit before.
+        expired: segments that commits before this one name.
+        kept_from: of an expiry: the states as of this commit and later ones need none of them; None:
+            no state before this commit is kept.
+        swept: segments that expired before, or that no commit names.
     """
 
     kind: ClassVar[str] = "commit"
 
-    action: Literal["capture"] = "capture"
+    action: Literal["capture", "expire", "sweep"] = "capture"
     number: Count
     previous_sha256: Sha256 | None
     nonce: Identifier
@@ -311,6 +324,19 @@ class Commit(Document):
     committed_at: Milliseconds
     incarnation: Incarnation
     partitions: tuple[PartitionRange, ...]
+    expired: tuple[SegmentName, ...] = ()
+    kept_from: Count | None = None
+    swept: tuple[SegmentName, ...] = ()
+
+    @model_validator(mode="after")
+    def _does_one_thing(self) -> Self:
+        if self.action != "capture" and (self.partitions or self.window is not None):
+            raise ValueError(f"a commit that does {self.action} captures nothing")
+        if self.action != "expire" and (self.expired or self.kept_from is not None):
+            raise ValueError(f"a commit that does {self.action} lets nothing expire")
+        if self.action != "sweep" and self.swept:
+            raise ValueError(f"a commit that does {self.action} deletes nothing")
+        return self
 
 
 class CapturedTopic(Part):
@@ -359,3 +385,24 @@ class Capture(Document):
     topics: tuple[CapturedTopic, ...]
     groups: CapturedGroups | None = None
     failures: tuple[CaptureFailure, ...] = ()
+
+
+class Expiry(Document):
+    """``expiries/<id>.json``: what a run of expiry decided, written before anything else it does.
+
+    Attributes:
+        keep_days: captures that began so many days before are kept; None: not asked for.
+        keep_captures: so many newest captures are kept; None: not asked for.
+        captures: those that are not kept any more since this run.
+        group_snapshots: those that are promised no more.
+    """
+
+    kind: ClassVar[str] = "expiry"
+
+    expiry_id: Identifier
+    nonce: Identifier
+    decided_at: Milliseconds
+    keep_days: Count | None
+    keep_captures: Count | None
+    captures: tuple[Identifier, ...]
+    group_snapshots: tuple[Identifier, ...]

@@ -7,11 +7,12 @@ so no name, wherever it came from, can point out of its folder; a bad one is a V
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import TypeAdapter
 
-from kafka_backup.repository.documents import Identifier, TopicId, TopicName
+from kafka_backup.repository.documents import Identifier, SegmentName, TopicId, TopicName
 
 REPOSITORY = "repository.json"
 TOPICS = "topics/"
@@ -20,14 +21,16 @@ RESTORES = "restores/"
 GROUPS = "groups/"
 ACCEPTED_LOSSES = "accepted/losses/"
 ACCEPTED_ABSENCES = "accepted/absences/"
+EXPIRIES = "expiries/"
 
 _COMMIT = re.compile(r"([0-9]{20})\.json")
 _CHECKPOINT = re.compile(r"([0-9]{20})\.json")
 _ABSENCE = re.compile(r"([a-zA-Z0-9._-]+)/([a-zA-Z0-9_-]{22})/([0-9]{20})\.json")
 _PACK = re.compile(r"([0-9]{20})-([1-9][0-9]{0,8})\.jsonl\.zst")
 _SEGMENT = re.compile(r"(0|[1-9][0-9]{0,9})/([0-9]{20})-([a-zA-Z0-9._-]+)-(0|[1-9][0-9]*)\.log(\.zst)?")
-
 _identifier = TypeAdapter[str](Identifier).validate_python
+_segment_name = TypeAdapter[str](SegmentName).validate_python
+
 _topic_name = TypeAdapter[str](TopicName).validate_python
 _topic_id = TypeAdapter[str](TopicId).validate_python
 
@@ -70,10 +73,34 @@ def segment_key(
     )
 
 
-def is_segment_key(key: str, *, topic: str, topic_id: str) -> bool:
-    """Whether a key could be that of a segment of this incarnation."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SegmentPlace:
+    """What a segment's key says.
+
+    Attributes:
+        name: the key below the incarnation's folder.
+        first_offset: base offset of its first batch.
+    """
+
+    name: str
+    partition: int
+    first_offset: int
+    capture_id: str
+
+
+def parse_segment_key(key: str, *, topic: str, topic_id: str) -> SegmentPlace | None:
+    """Return what a listed segment's key says, None if the key is no segment's of this incarnation."""
     folder = incarnation_folder(topic, topic_id)
-    return key.startswith(folder) and _SEGMENT.fullmatch(key[len(folder) :]) is not None
+    name = key[len(folder) :]
+    match = _SEGMENT.fullmatch(name) if key.startswith(folder) else None
+    if match is None or not _accepts(_segment_name, name):
+        return None
+    return SegmentPlace(name=name, partition=int(match[1]), first_offset=int(match[2]), capture_id=match[3])
+
+
+def named_segment_key(topic: str, topic_id: str, name: str) -> str:
+    """Key of the segment with this name below its incarnation's folder."""
+    return f"{incarnation_folder(topic, topic_id)}{_segment_name(name)}"
 
 
 def commits_folder(topic: str, topic_id: str) -> str:
@@ -142,6 +169,17 @@ def parse_group_snapshot_key(key: str) -> str | None:
     """Return the snapshot id in a listed key, None if the key is no group snapshot's."""
     name = key.removeprefix(GROUPS).removesuffix(".json.zst")
     return name if _accepts(_identifier, name) and key == f"{GROUPS}{name}.json.zst" else None
+
+
+def expiry_key(expiry_id: str) -> str:
+    """Key of what a run of expiry decided."""
+    return f"{EXPIRIES}{_identifier(expiry_id)}.json"
+
+
+def parse_expiry_key(key: str) -> str | None:
+    """Return the id in a listed expiry's key, None if the key is no expiry's."""
+    name = key.removeprefix(EXPIRIES).removesuffix(".json")
+    return name if _accepts(_identifier, name) and key == f"{EXPIRIES}{name}.json" else None
 
 
 def restore_folder(restore_id: str) -> str:

@@ -12,7 +12,7 @@ from typing import Self
 from kafka_backup.errors import ConfigurationError, DamagedError, RefusedError, WriterConflictError
 from kafka_backup.repository import layout
 from kafka_backup.repository.commit_log import CommitLog
-from kafka_backup.repository.documents import Capture, RepositoryDocument
+from kafka_backup.repository.documents import Capture, Expiry, RepositoryDocument
 from kafka_backup.repository.restore_documents import RestorePlan
 from kafka_backup.repository.restore_folder import RestoreFolder
 from kafka_backup.repository.store import Store, put_once, read_document
@@ -150,11 +150,19 @@ class Repository:
         Raises:
             DamagedError: one is unreadable, or stored under another id.
         """
-        return sorted(self._read_captures(self._capture_ids()), key=lambda c: (c.started_at, c.capture_id))
+        return sorted(self._read_captures(self.capture_ids()), key=lambda c: (c.started_at, c.capture_id))
+
+    def capture_ids(self) -> Sequence[str]:
+        """Return the ids of all captures; they begin with the time when each began, so the last is the newest."""
+        return [
+            capture_id
+            for info in self.store.list(layout.CAPTURES)
+            if (capture_id := layout.parse_capture_key(info.key)) is not None
+        ]
 
     def newest_capture(self) -> Capture | None:
         """Return the newest capture, None if there is none."""
-        ids = self._capture_ids()
+        ids = self.capture_ids()
         return self.capture(ids[-1]) if ids else None
 
     def newest_captures(self, *, before: str | None = None) -> Iterator[Capture]:
@@ -163,7 +171,7 @@ class Repository:
         Args:
             before: a capture id; only captures with smaller ids, which began earlier.
         """
-        for capture_id in reversed(self._capture_ids()):
+        for capture_id in reversed(self.capture_ids()):
             if before is None or capture_id < before:
                 yield self.capture(capture_id)
 
@@ -176,8 +184,14 @@ class Repository:
         """
         with self._lock:
             known = self._captures.get(capture_id)
-        if known is not None:
-            return known
+        if known is None:
+            known = self.read_capture(capture_id)
+            with self._lock:
+                self._captures[capture_id] = known
+        return known
+
+    def read_capture(self, capture_id: str) -> Capture:
+        """Read one capture and do not keep it: for those who read very many; see `capture`."""
         try:
             key = layout.capture_key(capture_id)
         except ValueError:
@@ -189,8 +203,6 @@ class Repository:
             raise DamagedError(
                 f"{self.store.url}/{key} is capture {capture.capture_id}; put the right object back from a copy"
             )
-        with self._lock:
-            self._captures[capture_id] = capture
         return capture
 
     def put_capture(self, capture: Capture) -> None:
@@ -200,6 +212,28 @@ class Repository:
             WriterConflictError: another one has the same id.
         """
         put_once(self.store, layout.capture_key(capture.capture_id), capture.to_bytes())
+
+    def expiries(self) -> Sequence[Expiry]:
+        """Return what each run of expiry decided, oldest first; never from memory.
+
+        Raises:
+            DamagedError: one is unreadable.
+        """
+        found = []
+        for info in self.store.list(layout.EXPIRIES):
+            if layout.parse_expiry_key(info.key) is not None:
+                expiry = read_document(self.store, info.key, Expiry)
+                assert expiry is not None  # they are never deleted
+                found.append(expiry)
+        return found
+
+    def put_expiry(self, expiry: Expiry) -> None:
+        """Store what a run of expiry decided.
+
+        Raises:
+            WriterConflictError: another one has the same id.
+        """
+        put_once(self.store, layout.expiry_key(expiry.expiry_id), expiry.to_bytes())
 
     def restore_folder(self, restore_id: str) -> RestoreFolder:
         """What is stored of one restore, existing or not.
@@ -229,13 +263,6 @@ class Repository:
         with ThreadPoolExecutor(max_workers=_READERS, thread_name_prefix="pins") as pool:
             return [plan for plan in pool.map(pin, ids) if plan is not None]
 
-    def _capture_ids(self) -> Sequence[str]:
-        return [
-            capture_id
-            for info in self.store.list(layout.CAPTURES)
-            if (capture_id := layout.parse_capture_key(info.key)) is not None
-        ]
-
     def _read_captures(self, ids: Sequence[str]) -> Sequence[Capture]:
         with ThreadPoolExecutor(max_workers=_READERS, thread_name_prefix="captures") as pool:
             return list(pool.map(self.capture, ids))
@@ -249,7 +276,7 @@ class Repository:
             if self._heads is not None:
                 return self._heads
         heads: dict[tuple[str, str], tuple[int, str, str]] = {}
-        for capture in self._read_captures(self._capture_ids()[-_WITNESSES:]):
+        for capture in self._read_captures(self.capture_ids()[-_WITNESSES:]):
             for entry in capture.topics:
                 known = heads.get((entry.topic, entry.topic_id))
                 if known is None or known[0] < entry.head:
