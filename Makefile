@@ -33,6 +33,10 @@ test: venv images ## every test; installs what is missing first
 unit: venv ## tests without a broker
 	$(PYTEST) -m unit
 
+.PHONY: fuzz
+fuzz: venv ## the tests of hostile input, with 5,000 examples each (some minutes)
+	$(PYTEST) $(PARALLEL) tests/unit/test_hostile_input.py --hypothesis-profile=deep --timeout 1800
+
 .PHONY: integration
 integration: venv images ## tests on a real broker
 	$(PYTEST) -m integration $(PARALLEL)

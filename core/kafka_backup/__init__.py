@@ -44,6 +44,7 @@ from kafka_backup.progress import (
     TopicMissing,
     TopicRecreated,
     TopicUnchanged,
+    TransactionOpen,
 )
 from kafka_backup.recovery_point import RecoveryPoint
 from kafka_backup.repository.documents import Capture, Commit, Window
@@ -101,6 +102,7 @@ __all__ = [
     "TopicRecreated",
     "TopicSelection",
     "TopicUnchanged",
+    "TransactionOpen",
     "UnreachableError",
     "VerifyReport",
     "Window",

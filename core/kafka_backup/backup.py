@@ -8,6 +8,7 @@ its ledger must add up to its range, or the document refuses to exist.
 
 from __future__ import annotations
 
+import logging
 import queue
 import secrets
 import threading
@@ -35,6 +36,7 @@ from kafka_backup.kafka.cluster import Cluster, Partition
 from kafka_backup.kafka.epochs import CommonEnd
 from kafka_backup.kafka.metadata import INTERNAL_TOPICS, TopicMetadata
 from kafka_backup.kafka.topics import TopicAdmin
+from kafka_backup.kafka.transactions import OpenTransaction, open_transactions, opened_at
 from kafka_backup.partition_capture import (
     CapturedRange,
     LogCutBackError,
@@ -53,6 +55,7 @@ from kafka_backup.progress import (
     TopicMissing,
     TopicRecreated,
     TopicUnchanged,
+    TransactionOpen,
 )
 from kafka_backup.repository.acceptances import AcceptedAbsence, accepted_heads, put_acceptance
 from kafka_backup.repository.commit_log import CommitLog
@@ -74,6 +77,8 @@ from kafka_backup.selection import TopicSelection
 from kafka_backup.times import time_in_id
 from kafka_backup.topic_capture import PartitionState, Stage, TopicState
 
+_log = logging.getLogger(__name__)
+
 COMMIT_BYTES = 8 << 30
 """Raw bytes of a topic after which its finished segments are committed."""
 COMMIT_SECONDS = 300.0
@@ -83,6 +88,8 @@ _FIRST_ANSWER_SECONDS = 2.0
 _ANSWER_SECONDS = 5.0
 _PATIENCE_SECONDS = 5.0
 """How long one fetch may make no progress before its place is given to another partition."""
+_AGES_READ = 20
+"""Partitions whose open transactions are looked at in the log, to tell their ages exactly."""
 _SLICE_SECONDS = 0.2
 _PROGRESS_SECONDS = 0.5
 
@@ -302,6 +309,7 @@ class _Capture:
         yield from self._save_groups()
         yield from self._open_topics(topics, stored)
         yield from self._ask_ends()
+        yield from self._report_transactions()
         yield from self._fetch_and_commit()
         yield self._finish()
 
@@ -397,6 +405,51 @@ class _Capture:
         for topic in self._topics.values():
             questions |= topic.questions(list(topic.partitions.values()))
         yield from self._take_verdicts(self._plan(questions, deadline=_FIRST_ANSWER_SECONDS))
+
+    def _report_transactions(self) -> Iterator[TransactionOpen]:
+        """Name the transactions that hold back last stable offsets: one that hangs holds them for ever."""
+        lagging = {
+            (topic.name, state.number): state.ends
+            for topic in self._topics.values()
+            for state in topic.partitions.values()
+            if state.ends is not None and state.ends.last_stable_offset < state.ends.high_watermark
+        }
+        if not lagging:
+            return
+        found = open_transactions(self._cluster, list(lagging), deadline=_FIRST_ANSWER_SECONDS)
+        for number, (key, transactions) in enumerate(found.items()):
+            name, partition = key
+            if isinstance(transactions, KafkaBackupError):
+                _log.warning(
+                    "%s [%d]: open transactions hold back offsets, and cannot be asked for: %s",
+                    name,
+                    partition,
+                    transactions,
+                )
+                continue
+            for transaction in transactions:
+                yield TransactionOpen(
+                    capture=self.id,
+                    topic=name,
+                    partition=partition,
+                    producer_id=transaction.producer_id,
+                    producer_epoch=transaction.producer_epoch,
+                    first_offset=transaction.first_offset,
+                    opened_at=self._opened_at(name, partition, transaction)
+                    if number < _AGES_READ
+                    else transaction.last_timestamp,
+                    held_back=lagging[key].high_watermark - lagging[key].last_stable_offset,
+                )
+
+    def _opened_at(self, name: str, partition: int, transaction: OpenTransaction) -> int:
+        topic_id = self._topics[name].incarnation.topic_id
+        try:
+            return opened_at(self._cluster, name, topic_id, partition, transaction)
+        except CancelledError:
+            raise
+        except KafkaBackupError as error:
+            _log.warning("%s [%d]: the age of a transaction is not known: %s", name, partition, error)
+            return transaction.last_timestamp
 
     def _plan(
         self, questions: Mapping[Partition, Question], *, deadline: float

@@ -143,7 +143,15 @@ class _KeyError(yaml.constructor.ConstructorError):
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML in which writing a key twice is an error: PyYAML would silently keep the last."""
+    """YAML without tags, in which writing a key twice is an error: PyYAML would silently keep the last."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event: yaml.Event = self.peek_event()  # type: ignore[no-untyped-call]
+        if getattr(event, "tag", None) not in (None, "!"):
+            # It may be a password that begins with "!": it must not be shown.
+            problem = "a value cannot begin with an exclamation mark unless it is put in quotes"
+            raise yaml.constructor.ConstructorError(None, None, problem, event.start_mark)  # type: ignore[arg-type]
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[object] = set()
@@ -157,14 +165,19 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-def _expand(value: object, place: str, environment: Mapping[str, str]) -> object:
+def _expand(value: object, place: str, environment: Mapping[str, str], done: dict[int, object]) -> object:
+    """Fill in variables; what an alias repeats (`done`) is expanded once, or a few lines could grow to gigabytes."""
+    if isinstance(value, Mapping | list) and id(value) in done:
+        return done[id(value)]
     if isinstance(value, Mapping):
-        return {
-            key: _expand(item, f"{place}.{key}" if place else str(key), environment)
+        done[id(value)] = {
+            key: _expand(item, f"{place}.{key}" if place else str(key), environment, done)
             for key, item in value.items()
         }
+        return done[id(value)]
     if isinstance(value, list):
-        return [_expand(item, f"{place}[{i}]", environment) for i, item in enumerate(value)]
+        done[id(value)] = [_expand(item, f"{place}[{i}]", environment, done) for i, item in enumerate(value)]
+        return done[id(value)]
     if not isinstance(value, str):
         return value
 
@@ -227,7 +240,7 @@ def parse_config(
     if not isinstance(content, Mapping):
         raise ConfigurationError(f"{source}: expected a mapping with the keys cluster, repository, backup")
     try:
-        return EngineConfig.model_validate(_expand(content, "", variables))
+        return EngineConfig.model_validate(_expand(content, "", variables, {}))
     except RecursionError:
         raise ConfigurationError(f"{source}: it contains itself, or is nested too deeply") from None
     except ConfigurationError as error:
@@ -251,6 +264,9 @@ def load_config(path: str | Path, *, environment: Mapping[str, str] | None = Non
     except yaml.YAMLError as error:
         # Not chained: the original quotes the line, which may hold a secret.
         raise ConfigurationError(f"{path} is not valid YAML: {_describe_yaml(error)}") from None
+    except ValueError:
+        # A number that PyYAML takes for one and cannot read; again, its words may hold a secret.
+        raise ConfigurationError(f"{path} is not valid YAML: it holds a number that cannot be read") from None
     except RecursionError:
         raise ConfigurationError(f"{path} is nested too deeply") from None
     return parse_config(content, source=str(path), environment=environment)

@@ -164,6 +164,27 @@ class TopicFailed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TransactionOpen:
+    """A transaction was open when the ends were asked; what lies behind its first record waits for it.
+
+    Attributes:
+        first_offset: of its first record in this partition.
+        opened_at: that record's time, ms; where it could not be read, that of the producer's last one.
+        held_back: offsets from the last stable offset to the high watermark, which no capture can
+            take before all open transactions of the partition end.
+    """
+
+    capture: str
+    topic: str
+    partition: int
+    producer_id: int
+    producer_epoch: int
+    first_offset: int
+    opened_at: int
+    held_back: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TopicRecreated:
     """A topic has another id than its newest commit: it was deleted and made again, and begins anew.
 
@@ -222,6 +243,7 @@ BackupNews = (
     | TopicFailed
     | TopicMissing
     | TopicRecreated
+    | TransactionOpen
     | CaptureFinished
 )
 """What a capture comes to."""

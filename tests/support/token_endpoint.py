@@ -110,7 +110,8 @@ class TokenEndpoint:
             problem = {"error": "invalid_client", "error_description": f"client {client} may not: {secret}"}
             return 401, json.dumps(problem).encode()
         self.scopes.append(fields.get("scope", ""))
-        token = self._signer.token(client, lifetime=self.lifetime, scope=fields.get("scope", ""))
+        granted = {"scope": fields["scope"]} if "scope" in fields else {}
+        token = self._signer.token(client, lifetime=self.lifetime, **granted)
         answer = {"access_token": token, "token_type": "Bearer", "expires_in": self.lifetime}
         return 200, json.dumps(answer).encode()
 

@@ -14,7 +14,14 @@ from confluent_kafka import (
     Producer,
     TopicPartition,
 )
-from confluent_kafka.admin import AdminClient, ConfigResource, ConfigSource, NewTopic
+from confluent_kafka.admin import (
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    ConfigSource,
+    NewTopic,
+)
 
 from tests.support import kafka_wire
 from tests.support.kafka_cluster import KafkaCluster
@@ -287,3 +294,16 @@ def topic_config(admin: AdminClient, topic: str) -> dict[str, str]:
     entries = admin.describe_configs([resource])[resource].result(30)
     own = ConfigSource.DYNAMIC_TOPIC_CONFIG.value
     return {name: entry.value for name, entry in entries.items() if entry.source == own}
+
+
+def alter_config(kafka: KafkaCluster, topic: str, **settings: str | int) -> None:
+    """Sets some of the topic's settings (`retention_ms` for `retention.ms`), and waits until they are told."""
+    wanted = {name.replace("_", "."): str(value) for name, value in settings.items()}
+    entries = [
+        ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
+        for name, value in wanted.items()
+    ]
+    admin = kafka.admin()
+    resource = ConfigResource(ConfigResource.Type.TOPIC, topic, incremental_configs=entries)
+    admin.incremental_alter_configs([resource])[resource].result(30)
+    wait_for(lambda: topic_config(admin, topic).items() >= wanted.items(), 30, f"{wanted} of {topic}")

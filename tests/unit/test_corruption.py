@@ -17,35 +17,16 @@ from kafka_backup.errors import DamagedError, KafkaBackupError
 from kafka_backup.partition_restore import expected_batches
 from kafka_backup.repository import documents, restore_folder, segments
 from kafka_backup.repository.documents import (
-    Capture,
-    Commit,
-    Document,
     PartitionRange,
-    RepositoryDocument,
-    sha256_of,
 )
-from kafka_backup.repository.group_documents import GroupSnapshot, Position, SavedGroup
 from kafka_backup.repository.group_store import GroupStore
 from kafka_backup.repository.layout import (
     REPOSITORY,
-    attempt_key,
     capture_key,
-    commit_key,
     group_snapshot_key,
-    offset_map_key,
     report_key,
-    restore_plan_key,
 )
 from kafka_backup.repository.repository import Repository
-from kafka_backup.repository.restore_documents import (
-    OffsetMapDocument,
-    PlannedPartition,
-    PlannedTopic,
-    RestoreAttempt,
-    RestorePlan,
-    RestoreReport,
-    RestoreRequest,
-)
 from kafka_backup.repository.store import Store
 from kafka_backup.restore import _partition_targets
 from tests.unit.repositories import (
@@ -55,109 +36,11 @@ from tests.unit.repositories import (
     append,
     batch,
     capture,
-    memory_store,
     part,
     replace_object,
     write_segment,
 )
-
-Damage = Callable[[bytes], bytes]
-
-RESTORES = ("r1", "r2")
-SNAPSHOTS = ("20260102T030405006Z-s1", "20260102T030405006Z-s2")
-
-
-def _restorable() -> Store:
-    """Two captures of one partition, three segments of equal size and one compressed, two restores, two snapshots."""
-    store = memory_store()
-    capture(store, {0: [batch(0, 2), batch(2, 2)]}, capture_id="c1")
-    capture(store, {0: [batch(4, 2)]}, capture_id="c2", started_at=2)
-    log = capture(store, {0: [batch(6, 2)]}, capture_id="c3", started_at=3, compression="zstd")
-    repository = Repository.open(store, cluster_id=CLUSTER, create=False)
-    assert log.head is not None
-    partition = PlannedPartition(
-        partition=0, source_start=0, source_end=8, segments=4, raw_bytes=1, batches=4, reencoded_batches=0, records=8
-    )  # fmt: skip
-    topic = PlannedTopic(
-        source=TOPIC, source_topic_id=TOPIC_ID, target="again", target_topic_id=None, target_configuration={},
-        head=log.head, head_sha256=log.sha256_of(log.head), partition_count=2, replication_factor=1,
-        configuration={}, not_applied={}, retention_ms=-1, retention_bytes=-1, max_batch_bytes=1 << 20,
-        partitions=(partition,),
-    )  # fmt: skip
-    for restore_id in RESTORES:
-        folder = repository.restore_folder(restore_id)
-        plan = RestorePlan(
-            request=RestoreRequest(restore_id=restore_id),
-            nonce=restore_id,
-            planned_at=1,
-            repository_id=repository.document.repository_id,
-            target_cluster_id=CLUSTER,
-            topics=(topic,),
-        )
-        folder.put_plan(plan)
-        for attempt in (1, 2):
-            folder.put_attempt(
-                RestoreAttempt(
-                    restore_id=restore_id,
-                    attempt=attempt,
-                    nonce="n",
-                    started_at=1,
-                    plan_sha256=sha256_of(plan.to_bytes()),
-                    targets=(),
-                )
-            )
-            folder.put_report(
-                RestoreReport(
-                    restore_id=restore_id,
-                    attempt=attempt,
-                    status="verified",
-                    started_at=1,
-                    ended_at=2,
-                    target_cluster_id=CLUSTER,
-                    topics=(),
-                    seconds=1.0,
-                )
-            )  # fmt: skip
-        folder.put_offset_map(
-            OffsetMapDocument(
-                restore_id=restore_id,
-                source=TOPIC,
-                target="again",
-                partition=0,
-                source_end=8,
-                target_end=8,
-                source_runs=(0,),
-                target_runs=(0,),
-                lengths=(8,),
-            )
-        )  # fmt: skip
-    position = Position(topic=TOPIC, topic_id=TOPIC_ID, partition=0, offset=5)
-    for snapshot_id in SNAPSHOTS:
-        GroupStore(store).put_snapshot(
-            GroupSnapshot(
-                snapshot_id=snapshot_id,
-                nonce="n",
-                capture_id=None,
-                cluster_id=CLUSTER,
-                taken_at=1,
-                ended_at=2,
-                include=("*",),
-                exclude=(),
-                incomplete=(),
-                topics={TOPIC: TOPIC_ID},
-                groups=(
-                    SavedGroup(
-                        group="g",
-                        type="classic",
-                        state="Empty",
-                        protocol_type="consumer",
-                        status="read",
-                        positions=(position,),
-                    ),
-                ),
-            )
-        )  # fmt: skip
-    return store
+from tests.unit.whole_repository import DOCUMENTS, SNAPSHOTS, restorable
 
 
 def _produced(store: Store) -> Iterator[bytes]:
@@ -202,18 +85,7 @@ def _segments(store: Store) -> list[str]:
     return [key for key in _objects(store) if ".log" in key]
 
 
-SEGMENTS = _segments(_restorable())
-DOCUMENTS: Mapping[str, tuple[str, type[Document]]] = {
-    "repository": (REPOSITORY, RepositoryDocument),
-    "commit in the middle": (commit_key(TOPIC, TOPIC_ID, 1), Commit),
-    "newest commit": (commit_key(TOPIC, TOPIC_ID, 2), Commit),
-    "capture": (capture_key("c2"), Capture),
-    "plan": (restore_plan_key("r1", 1), RestorePlan),
-    "attempt": (attempt_key("r1", 2), RestoreAttempt),
-    "report": (report_key("r1", 2), RestoreReport),
-    "offset map": (offset_map_key("r1", TOPIC, 0), OffsetMapDocument),
-}
-"""One object of each kind that is JSON as it stands: its key and its class."""
+SEGMENTS = _segments(restorable())
 
 
 def test_an_undamaged_repository_is_whole() -> None:
@@ -222,7 +94,7 @@ def test_an_undamaged_repository_is_whole() -> None:
     It matters because each of the other tests compares with this.
     A test repository that is damaged from the start would let every check pass.
     """
-    store = _restorable()
+    store = restorable()
     assert _problems(store) == set()
     produced, ended = _restored(store)
     assert ended
@@ -257,7 +129,7 @@ def test_every_damage_to_a_segment_is_found(number: int, damage: str) -> None:
     It matters because disks, buckets and copies damage objects in exactly these ways.
     One bit that goes unseen becomes a wrong record in a live topic, under a restore that says "verified".
     """
-    store = _restorable()
+    store = restorable()
     key = SEGMENTS[number]
     before = _restored(store)[0][:number]
     original = store.get(key)
@@ -292,7 +164,7 @@ def test_every_damage_to_a_document_is_found(kind: str, damage: str) -> None:
     It matters because documents say which records there are, and where positions go.
     A flipped bit in an offset or a time leaves a document that reads well, and says something else.
     """
-    store = _restorable()
+    store = restorable()
     key, document = DOCUMENTS[kind]
     original = store.get(key)
     for number, damaged in enumerate(EVERY_DAMAGE[damage](original)):
@@ -316,7 +188,7 @@ def test_every_damage_to_a_group_snapshot_is_found(damage: str) -> None:
     It matters because consumers start where a snapshot says.
     A wrong offset skips records, or handles them twice, and nothing else shows it.
     """
-    store = _restorable()
+    store = restorable()
     key = group_snapshot_key(SNAPSHOTS[0])
     groups = GroupStore(store)
     right = groups.snapshot(SNAPSHOTS[0])
@@ -352,7 +224,7 @@ def test_objects_in_the_place_of_others_are_found(
     It matters because a copy tool, or a half-finished copy back, puts whole, valid objects in wrong places.
     An older commit or plan in the place of a newer one is readable, sealed, and wrong.
     """
-    store = _restorable()
+    store = restorable()
     right = _restored(store)[0]
     objects = _objects(store)
     for one, other in itertools.permutations(objects, 2):
@@ -376,7 +248,7 @@ def test_an_object_that_moved_away_is_found() -> None:
     It matters because a sync tool that changes case or a prefix does this to many objects at once.
     An empty place must never be read as "there was nothing".
     """
-    store = _restorable()
+    store = restorable()
     right = _restored(store)[0]
     objects = _objects(store)
     for key, data in objects.items():
@@ -495,7 +367,7 @@ def test_each_step_of_the_proof_is_needed(
     It matters because steps that overlap hide that one of them does nothing.
     A step that was broken by a later change would not be missed until the bad day.
     """
-    store = _restorable()
+    store = restorable()
     damage(store)
     assert _problems(store)
     with monkeypatch.context() as patch:

@@ -5,6 +5,7 @@ Times are RFC 3339 in UTC, offsets and counts integers, ranges half-open, sizes 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -32,6 +33,7 @@ from kafka_backup.progress import (
     TopicMissing,
     TopicRecreated,
     TopicUnchanged,
+    TransactionOpen,
 )
 from kafka_backup.repository.commit_log import CommitLog
 from kafka_backup.repository.documents import (
@@ -92,6 +94,7 @@ class CaptureAnswer:
         self._topics: dict[str, Document] = {}
         self._groups: Document | None = None
         self._failures: list[Document] = []
+        self._transactions: list[Document] = []
         self._codes: set[int] = set()
         self._capture: str | None = None
         self._finished: CaptureFinished | None = None
@@ -122,6 +125,20 @@ class CaptureAnswer:
             case TopicRecreated():
                 topic = self._topic(event.topic, event.topic_id)
                 topic["previous_topic_id"] = event.previous_topic_id
+            case TransactionOpen():
+                age = max(0.0, time.time() - event.opened_at / 1000)
+                self._transactions.append(
+                    {
+                        "topic": event.topic,
+                        "partition": event.partition,
+                        "producer_id": event.producer_id,
+                        "producer_epoch": event.producer_epoch,
+                        "first_offset": event.first_offset,
+                        "opened_at": format_time(event.opened_at),
+                        "age_seconds": round(age, 3),
+                        "held_back": event.held_back,
+                    }
+                )
             case CaptureFinished():
                 self._finished = event
 
@@ -203,6 +220,7 @@ class CaptureAnswer:
             "recovery_point": finished and format_time(finished.recovery_point),
             "groups": self._groups,
             "topics": [self._topics[name] for name in sorted(self._topics)],
+            "open_transactions": self._transactions,
             "failures": self._failures,
             "seconds": finished and round(finished.seconds, 3),
         }

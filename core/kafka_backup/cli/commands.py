@@ -38,6 +38,8 @@ def _rename_rule(text: str) -> RenameRule:
 
 WINDOW = Parsed("start/end", parse_window)
 RENAME = Parsed("pattern=replacement", _rename_rule)
+_SHOWN = 10
+"""Open transactions that are told one by one."""
 
 
 class Program(click.Group):
@@ -136,6 +138,15 @@ def backup(session: Session, topics: tuple[str, ...], window: Window | None, acc
                     f"unclean leader election. What earlier captures hold of [{cut['start']}, {cut['end']}) is not "
                     "part of the topic any more; restore --capture with an older one brings it back"
                 )
+    for transaction in document["open_transactions"][:_SHOWN]:
+        session.say(
+            f"note: {transaction['topic']} [{transaction['partition']}]: producer {transaction['producer_id']} (epoch "
+            f"{transaction['producer_epoch']}) has a transaction open since offset {transaction['first_offset']}, "
+            f"for {transaction['age_seconds']:,.0f} s; {transaction['held_back']:,} offsets wait for it. If it hangs, "
+            "end it with kafka-transactions.sh abort"
+        )
+    if (more := len(document["open_transactions"]) - _SHOWN) > 0:
+        session.say(f"note: {more} more open transactions (--json tells all)")
     if document["status"] == "held":
         session.say(f"nothing to do: capture {document['capture']} holds this window")
     return answer.exit_code

@@ -389,7 +389,7 @@ class Cluster:
                 isolation_level=_ISOLATION[isolation],  # type: ignore[arg-type]
                 topics=tuple(
                     ListOffsetsTopic(name=topic, partitions=tuple(one(topic, n) for n in numbers))  # type: ignore[arg-type]
-                    for topic, numbers in _by_topic(group).items()
+                    for topic, numbers in by_topic(group).items()
                 ),
             )
 
@@ -405,7 +405,7 @@ class Cluster:
                         or OffsetAnswer(offset=int(part.offset), leader_epoch=epochs[key]),
                     )
 
-        return self._ask_leaders(list(positions), payload, ListOffsetsResponse, read, deadline)
+        return self.ask_leaders(list(positions), payload, ListOffsetsResponse, read, deadline)
 
     def log_ends(
         self, partitions: Sequence[Partition], *, deadline: float | None = None
@@ -445,7 +445,7 @@ class Cluster:
                 replica_id=-1,  # type: ignore[arg-type]
                 topics=tuple(
                     OffsetForLeaderTopic(topic=topic, partitions=tuple(one(topic, n) for n in numbers))  # type: ignore[arg-type]
-                    for topic, numbers in _by_topic(group).items()
+                    for topic, numbers in by_topic(group).items()
                 ),
             )
 
@@ -465,9 +465,9 @@ class Cluster:
                         ),
                     )
 
-        return self._ask_leaders(list(wanted), payload, OffsetForLeaderEpochResponse, read, deadline)
+        return self.ask_leaders(list(wanted), payload, OffsetForLeaderEpochResponse, read, deadline)
 
-    def _ask_leaders(
+    def ask_leaders(
         self,
         partitions: Sequence[Partition],
         payload: Callable[[Sequence[Partition], Mapping[Partition, int]], Any],
@@ -479,6 +479,14 @@ class Cluster:
 
         The first question goes to the leaders that are known, under their epochs: one that is none any
         more refuses, and only then the brokers are asked who is.
+
+        Args:
+            partitions: about which.
+            payload: makes the request to one broker, from its partitions and all leader epochs.
+            response_type: its response.
+            read: gives answer or error code of each partition in a response.
+            deadline: seconds, by default `retry_seconds`; partitions without an answer by then carry
+                their last error.
         """
         end = time.monotonic() + (self.retry_seconds if deadline is None else deadline)
         answers: dict[Partition, Found | KafkaBackupError] = {}
@@ -592,7 +600,8 @@ def _pause(attempt: int) -> float:
     return float(min(2.0, 0.05 * 2 ** min(attempt, 8)) * random.uniform(0.5, 1.0))
 
 
-def _by_topic(partitions: Sequence[Partition]) -> Mapping[str, Sequence[int]]:
+def by_topic(partitions: Sequence[Partition]) -> Mapping[str, Sequence[int]]:
+    """Group partitions by their topics, as most requests want them."""
     topics: dict[str, list[int]] = defaultdict(list)
     for topic, number in partitions:
         topics[topic].append(number)

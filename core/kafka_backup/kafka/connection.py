@@ -169,7 +169,7 @@ class Connection:
         flexible = response_type.__header_schema__.__version__ == 1  # type: ignore[attr-defined]
         try:
             entity, _ = entity_reader(response_type)(bytes(frame), 5 if flexible else 4)  # type: ignore[type-var]
-        except (SerialError, ValueError) as error:
+        except (SerialError, ValueError, LookupError, OverflowError) as error:
             self.close()
             raise UnreachableError(
                 f"broker {self.address} sent a {response_type.__name__} that cannot be read: {error}"

@@ -167,15 +167,20 @@ def varint(value: int) -> bytes:
 
 
 def read_varint(frame: memoryview, position: int) -> tuple[int, int]:
-    """Decode an unsigned varint; returns it and the position after it."""
+    """Decode an unsigned varint of at most 32 bits; returns it and the position after it.
+
+    Raises:
+        IndexError: it is cut off, or longer than any.
+    """
     value = shift = 0
-    while True:
+    while shift < 35:
         byte = frame[position]
         position += 1
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
             return value, position
         shift += 7
+    raise IndexError(f"the number that ends at byte {position} has more than 32 bits")
 
 
 def skip_tags(frame: memoryview, position: int) -> int:

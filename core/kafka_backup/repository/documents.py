@@ -49,6 +49,8 @@ Identifier = Annotated[str, _pattern(_IDENTIFIER, "an identifier (letters, digit
 SegmentName = Annotated[str, _pattern(_SEGMENT_NAME, "the name of a segment below its incarnation's folder")]
 Sha256 = Annotated[str, _pattern(_SHA256, "a SHA-256 in hexadecimal")]
 Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
+SegmentSize = Annotated[int, Field(ge=0, le=2**31)]
+"""Bytes of a segment, which a reader allocates on a commit's word: more than any capture makes is refused."""
 Milliseconds = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
 
 
@@ -243,9 +245,9 @@ class SegmentEntry(Part):
     last_offset: Count
     index: Count
     compression: Literal["none", "zstd"]
-    stored_size: Count
+    stored_size: SegmentSize
     sha256: Sha256
-    raw_size: Count
+    raw_size: SegmentSize
     batches: Count
     records: Count
     max_timestamp: Milliseconds
