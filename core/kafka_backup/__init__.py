@@ -28,6 +28,7 @@ from kafka_backup.errors import (
     WriterConflictError,
 )
 from kafka_backup.groups import Groups
+from kafka_backup.lag import PartitionLag
 from kafka_backup.losses import Loss
 from kafka_backup.offset_mapping import OffsetMap
 from kafka_backup.progress import (
@@ -82,6 +83,7 @@ __all__ = [
     "KafkaBackupError",
     "Loss",
     "OffsetMap",
+    "PartitionLag",
     "PartitionResult",
     "Position",
     "RecoveryPoint",

@@ -17,6 +17,7 @@ from kafka_backup.groups import Groups
 from kafka_backup.kafka.cluster import Cluster
 from kafka_backup.kafka.settings import ConnectionSettings
 from kafka_backup.kafka.topics import TopicAdmin
+from kafka_backup.lag import HORIZON_SECONDS, PartitionLag, partition_lags
 from kafka_backup.offset_mapping import OffsetMap
 from kafka_backup.progress import BackupEvent, RestoreProgress, StopToken
 from kafka_backup.recovery_point import RecoveryPoint, recovery_points
@@ -290,6 +291,38 @@ class Engine:
     ) -> Mapping[str, RecoveryPoint]:
         """Up to which time everything of each topic is in the repository; see `recovery_points`."""
         return recovery_points(self.repository(), topics, before=before)
+
+    def lags(
+        self,
+        topics: Sequence[str] | None = None,
+        *,
+        horizon_seconds: float = HORIZON_SECONDS,
+        stop: StopToken | None = None,
+    ) -> Sequence[PartitionLag]:
+        """What every partition still has that the repository has not, and when retention deletes it.
+
+        Args:
+            topics: filters instead of the configured ones.
+            horizon_seconds: how far ahead to look.
+            stop: ends it with CancelledError.
+        """
+        backup = self.config.backup
+        selection = TopicSelection.parse(topics, backup.exclude) if topics is not None else backup.selection
+        cluster_id = self._source.cluster.metadata([]).cluster_id
+        return partition_lags(
+            cluster=self._source.cluster,
+            admin=self._source.admin,
+            repository=Repository.find(self._store, cluster_id=cluster_id),
+            selection=selection,
+            retry_seconds=self._source.retry_seconds,
+            horizon_seconds=horizon_seconds,
+            stop=stop,
+        )
+
+    def cluster_topics(self) -> Sequence[str]:
+        """Names of all topics of the cluster that are not internal to Kafka, sorted."""
+        topics = self._source.cluster.metadata(None).topics
+        return sorted(name for name, topic in topics.items() if not topic.is_internal)
 
     def commit_logs(self, topic: str) -> Sequence[CommitLog]:
         """The commit logs of a topic, one for each of its incarnations.
