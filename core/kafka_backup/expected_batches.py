@@ -17,7 +17,7 @@ from kafka_backup.records.merge import merge, worth_merging
 from kafka_backup.repository.commit_log import CommitLog
 from kafka_backup.repository.documents import SegmentEntry
 from kafka_backup.repository.restore_documents import PlannedPartition, PlannedTopic, RestoreRequest
-from kafka_backup.repository.segments import SegmentReader, StoredSegment
+from kafka_backup.repository.segments import SegmentProofs, SegmentReader, StoredSegment
 from kafka_backup.repository.store import Store
 from kafka_backup.restore_source import source_segments
 
@@ -52,7 +52,12 @@ def merges(entry: SegmentEntry, topic: PlannedTopic) -> bool:
 
 
 def expected_batches(
-    target: PartitionTarget, store: Store, *, before_segment: Callable[[], None], check_crc: bool = True
+    target: PartitionTarget,
+    store: Store,
+    *,
+    before_segment: Callable[[], None],
+    check_crc: bool = True,
+    proofs: SegmentProofs | None = None,
 ) -> Iterator[TargetBatch]:
     """Yield the batches that the target partition must hold, in order; the same on every call.
 
@@ -62,6 +67,7 @@ def expected_batches(
         before_segment: called before each segment is opened, and after it was read; raises to stop.
         check_crc: check the checksum of each stored batch. Its SHA-256 is always checked, and proves
             that it is what was stored.
+        proofs: of the segments that were read before, which are not hashed again; new ones are added.
 
     Raises:
         DamagedError: a segment is not what its commit says, naming it; before its first batch is yielded.
@@ -77,7 +83,9 @@ def expected_batches(
     for segment in segments:
         before_segment()
         try:
-            yield from _segment_batches(target, segment, store, before_segment, check_crc)
+            yield from _segment_batches(
+                target, segment, SegmentReader(store, segment, proofs=proofs), before_segment, check_crc
+            )
         except DamagedError as error:
             if segment.key in str(error):
                 raise
@@ -87,12 +95,11 @@ def expected_batches(
 def _segment_batches(
     target: PartitionTarget,
     segment: StoredSegment,
-    store: Store,
+    reader: SegmentReader,
     before_segment: Callable[[], None],
     check_crc: bool,
 ) -> Iterator[TargetBatch]:
     request, topic = target.request, target.topic
-    reader = SegmentReader(store, segment)
     bounds = Bounds(
         first_offset=segment.start,
         end_offset=segment.end,

@@ -22,7 +22,8 @@ from kafka_backup.offset_mapping import OffsetMap
 from kafka_backup.progress import Deadline, StopToken
 from kafka_backup.records.batch import CRC_START, BatchHeader, crc_is_valid
 from kafka_backup.records.convert import TargetBatch
-from kafka_backup.records.rewrite import seal
+from kafka_backup.records.rewrite import address, seal
+from kafka_backup.repository.segments import SegmentProofs
 from kafka_backup.repository.store import Store
 
 _IN_FLIGHT = 5
@@ -122,12 +123,13 @@ def _equal(batch: TargetBatch, records: memoryview, place: int, header: BatchHea
     """Whether a batch of the target's log is the expected one, its producer fields aside."""
     if header.size != batch.size:
         return False
-    seal(
+    address(
         batch.data,
         producer_id=header.producer_id,
         producer_epoch=header.producer_epoch,
         base_sequence=header.base_sequence,
     )
+    # The checksum of what was read is proved, so that of what is expected need not be computed.
     # bytearray compares with memcmp; two memoryviews would be compared item by item.
     return bytearray(memoryview(batch.data)[CRC_START:]) == records[place + CRC_START : place + header.size]
 
@@ -179,6 +181,7 @@ class PartitionRestore:
         self._before_segment = before_segment
         self._on_batch = on_batch
         self._initial_end = target.partition.initial_end
+        self._proofs: SegmentProofs = {}
 
     def produce(self) -> int:
         """Write what the target does not hold yet; return its end offset.
@@ -233,7 +236,11 @@ class PartitionRestore:
 
     def _expected(self, *, check_crc: bool = True) -> Iterator[TargetBatch]:
         return expected_batches(
-            self._target, self._store, before_segment=self._before_segment, check_crc=check_crc
+            self._target,
+            self._store,
+            before_segment=self._before_segment,
+            check_crc=check_crc,
+            proofs=self._proofs,
         )
 
     def _compare(self, start: int, end: int, expected: Iterator[TargetBatch]) -> Iterator[TargetBatch]:

@@ -9,7 +9,7 @@ from typing import Self, TypeVar
 
 from kafka_backup.errors import UnreachableError
 from kafka_backup.records import Buffer
-from kafka_backup.repository.store import ObjectExistsError, ObjectInfo, ObjectWriter, Store
+from kafka_backup.repository.store import ObjectExistsError, ObjectInfo, ObjectReader, ObjectWriter, Store
 
 _T = TypeVar("_T")
 
@@ -73,8 +73,8 @@ class FaultyStore:
     def get(self, key: str, start: int = 0, end: int | None = None) -> bytes:
         return self.do(lambda: self._store.get(key, start, end))
 
-    def read_into(self, key: str, buffer: bytearray) -> int:
-        return self.do(lambda: self._store.read_into(key, buffer))
+    def open(self, key: str) -> ObjectReader:
+        return _FaultyReader(self, self.do(lambda: self._store.open(key)))
 
     def size(self, key: str) -> int | None:
         return self.do(lambda: self._store.size(key))
@@ -87,6 +87,22 @@ class FaultyStore:
 
     def delete(self, key: str) -> None:
         self.do(lambda: self._store.delete(key))
+
+
+class _FaultyReader:
+    def __init__(self, store: FaultyStore, reader: ObjectReader) -> None:
+        self._store = store
+        self._reader = reader
+
+    @property
+    def size(self) -> int:
+        return self._reader.size
+
+    def read_into(self, buffer: memoryview, start: int) -> int:
+        return self._store.do(lambda: self._reader.read_into(buffer, start))
+
+    def close(self) -> None:
+        self._reader.close()
 
 
 class _FaultyWriter:

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from kafka_backup.records import Buffer
-from kafka_backup.repository.store import ObjectInfo, ObjectWriter, Store
+from kafka_backup.repository.store import ObjectInfo, ObjectReader, ObjectWriter, Store
 
 _T = TypeVar("_T")
 _PATIENCE = 60.0
@@ -115,9 +115,9 @@ class SteppedStore:
         self._actor.pause(f"get {key}")
         return self._store.get(key, start, end)
 
-    def read_into(self, key: str, buffer: bytearray) -> int:
+    def open(self, key: str) -> ObjectReader:
         self._actor.pause(f"read {key}")
-        return self._store.read_into(key, buffer)
+        return self._store.open(key)
 
     def size(self, key: str) -> int | None:
         self._actor.pause(f"size {key}")

@@ -15,7 +15,7 @@ import pytest
 from kafka_backup import verify as verification
 from kafka_backup.errors import DamagedError, KafkaBackupError
 from kafka_backup.partition_restore import expected_batches
-from kafka_backup.repository import documents, restore_folder, segments
+from kafka_backup.repository import documents, proven_object, restore_folder, segments
 from kafka_backup.repository.documents import (
     PartitionRange,
 )
@@ -290,7 +290,7 @@ def _no_heads(patch: pytest.MonkeyPatch) -> None:
 
 def _no_sha256(patch: pytest.MonkeyPatch) -> None:
     digest = SimpleNamespace(hexdigest=_Equal, update=lambda _: None)
-    patch.setattr(segments, "hashlib", SimpleNamespace(sha256=lambda *_: digest))
+    patch.setattr(proven_object, "hashlib", SimpleNamespace(sha256=lambda *_: digest))
 
 
 def _no_crc(patch: pytest.MonkeyPatch) -> None:

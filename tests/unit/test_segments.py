@@ -14,10 +14,12 @@ from kafka_backup.errors import DamagedError, WriterConflictError
 from kafka_backup.records.batch import BatchHeader, read_header, walk
 from kafka_backup.records.codec import Record, encode_batch
 from kafka_backup.records.compression import Codec
+from kafka_backup.repository import proven_object, segments
 from kafka_backup.repository.documents import SegmentEntry
 from kafka_backup.repository.segments import (
     Compression,
     DamagedSegmentError,
+    SegmentProofs,
     SegmentReader,
     SegmentWriter,
     StoredSegment,
@@ -148,6 +150,70 @@ def test_batches_are_writable_and_stay() -> None:
         batches[0][0:8] = bytes(8)
         assert read_header(batches[0]).base_offset == 0
         assert b"".join(batches[1:]) == DATA[len(batches[0]) :]
+
+
+@given(
+    st.lists(st.integers(1, 60), min_size=1, max_size=12),
+    st.integers(61, 700),
+    st.sampled_from(["none", "zstd"]),
+)
+def test_pieces_of_any_size(counts: list[int], piece: int, compression: Compression) -> None:
+    """However the pieces cut the batches, they come back whole, the second time by the proof of the first.
+
+    It matters because batches of any size lie across the pieces that a segment is read in.
+    A batch across two pieces could be lost, doubled, or come back with the bytes of its neighbour.
+    """
+    store = memory_store()
+    batches, offset = [], 0
+    for count in counts:
+        batches.append(batch(offset, count))
+        offset += count
+    data = b"".join(batches)
+    segment = stored(write_segment(store, data, compression=compression))
+    proofs: SegmentProofs = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(proven_object, "PIECE_BYTES", piece)
+        patch.setattr(segments, "PIECE_BYTES", piece)
+        for _ in range(2):
+            found = list(SegmentReader(store, segment, proofs=proofs).batches(check_crc=True))
+            assert [bytes(view) for view, _ in found] == batches
+            assert [header.size for _, header in found] == [len(each) for each in batches]
+    assert len(proofs[segment.key]) == -(-segment.entry.stored_size // piece)
+
+
+@pytest.mark.parametrize("compression", ["none", "zstd"])
+def test_an_object_that_changes_after_its_proof(compression: Compression) -> None:
+    """Bytes that are not those whose SHA-256 was proved are refused, whether they have a CRC or not.
+
+    It matters because a segment is read twice, and a restore reads it again to verify.
+    Storage that fails between the two readings would put other records into the target.
+    """
+    store = memory_store()
+    segment = stored(write_segment(store, DATA, compression=compression))
+    proofs: SegmentProofs = {}
+    assert len(list(SegmentReader(store, segment, proofs=proofs).batches())) == 3
+    content = store.get(segment.key)
+    for position in (15, len(content) - 1):  # the leader epoch, which the batch's CRC does not cover
+        changed = bytearray(content)
+        changed[position] ^= 1
+        replace_object(store, segment.key, bytes(changed))
+        with pytest.raises(DamagedSegmentError, match="not those that were read a moment ago"):
+            next(SegmentReader(store, segment, proofs=proofs).batches())
+
+
+def test_a_batch_that_claims_to_be_larger_than_the_segment() -> None:
+    """A length that reaches beyond the segment is damage, and no memory is taken for it.
+
+    It matters because a length of 2 GiB is one flipped bit away.
+    A restore could die for want of memory instead of naming the damaged segment.
+    """
+    store = memory_store()
+    content = bytearray(batch(10, 5) + batch(15, 5))
+    content[len(batch(10, 5)) + 8 : len(batch(10, 5)) + 12] = (2**31 - 1).to_bytes(4, "big")
+    segment = _entry_of(store, bytes(content), raw_size=len(content))
+    with pytest.raises(DamagedSegmentError, match="no whole batch") as caught:
+        read(store, segment)
+    assert caught.value.flaw == "unreadable"
 
 
 @pytest.mark.parametrize(

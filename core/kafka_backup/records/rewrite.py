@@ -33,8 +33,21 @@ _CLEARED = ~(TRANSACTIONAL_BIT | DELETE_HORIZON_BIT)
 def seal(batch: bytearray | memoryview, *, producer_id: int, producer_epoch: int, base_sequence: int) -> None:
     """Makes one whole batch ready to send, in place, at the cost of one checksum over it.
 
+    `address`, then the CRC-32C recomputed. Records are not touched.
+
+    Args, Raises: as `address`.
+    """
+    address(batch, producer_id=producer_id, producer_epoch=producer_epoch, base_sequence=base_sequence)
+    CRC_FIELD.pack_into(batch, CRC_FIELD_START, crc32c.crc32c(memoryview(batch)[CRC_START:]))
+
+
+def address(
+    batch: bytearray | memoryview, *, producer_id: int, producer_epoch: int, base_sequence: int
+) -> None:
+    """Writes a producer's fields into the header of one whole batch, in place; its checksum is void then.
+
     Base offset 0, leader epoch -1, transactional and delete-horizon bits cleared, the given producer
-    fields (-1, -1, -1 without an idempotent producer), CRC-32C recomputed. Records are not touched.
+    fields (-1, -1, -1 without an idempotent producer).
 
     Args:
         batch: exactly one batch, writable.
@@ -56,7 +69,6 @@ def seal(batch: bytearray | memoryview, *, producer_id: int, producer_epoch: int
     _EPOCH.pack_into(batch, _EPOCH_START, _UNKNOWN_EPOCH)
     _ATTRIBUTES.pack_into(batch, ATTRIBUTES_START, attributes & _CLEARED)
     _PRODUCER.pack_into(batch, _PRODUCER_START, producer_id, producer_epoch, base_sequence)
-    CRC_FIELD.pack_into(batch, CRC_FIELD_START, crc32c.crc32c(memoryview(batch)[CRC_START:]))
 
 
 def needs_reencoding(header: BatchHeader) -> bool:

@@ -35,7 +35,6 @@ from kafka_backup.repository.store import (
 )
 
 _SPOOL_BYTES = 1 << 20
-_STREAM_BYTES = 4 << 20
 _SWITCHES = frozenset(
     {
         "allow_http",
@@ -137,20 +136,11 @@ class CloudStore:
                 return bytes(obstore.get(self._store, key, options={"range": {"offset": start}}).bytes())
             return bytes(obstore.get_range(self._store, key, start=start, end=end))
 
-    def read_into(self, key: str, buffer: bytearray) -> int:
+    def open(self, key: str) -> CloudReader:
         """See `Store`."""
         check_key(key)
-        view = memoryview(buffer)
-        position = 0
         with _errors(self._url, key):
-            found = obstore.get(self._store, key)
-            for piece in found.stream(min_chunk_size=_STREAM_BYTES):
-                part = memoryview(piece)[: len(view) - position]
-                view[position : position + len(part)] = part
-                position += len(part)
-                if position == len(view):
-                    break
-            return found.meta["size"]
+            return CloudReader(memoryview(obstore.get(self._store, key).bytes()))
 
     def size(self, key: str) -> int | None:
         """See `Store`."""
@@ -191,6 +181,24 @@ class CloudStore:
                 obstore.delete(self._store, key)
         except ObjectNotFoundError:
             return
+
+
+class CloudReader:
+    """An `ObjectReader` that holds what it fetched."""
+
+    def __init__(self, content: memoryview) -> None:
+        self._content = content
+        self.size = len(content)
+
+    def read_into(self, buffer: memoryview, start: int) -> int:
+        """See `ObjectReader`."""
+        found = self._content[start : start + len(buffer)]
+        buffer[: len(found)] = found
+        return len(found)
+
+    def close(self) -> None:
+        """See `ObjectReader`."""
+        self._content = memoryview(b"")
 
 
 class CloudWriter:

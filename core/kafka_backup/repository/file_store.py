@@ -61,16 +61,12 @@ class FileStore:
         with _errors(path), open(path, "rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
             buffer = bytearray(max(0, min(size, size if end is None else end) - start))
-            file.seek(start)
-            filled = _fill(file.fileno(), buffer)
+            filled = _fill(file.fileno(), memoryview(buffer), start)
             return bytes(buffer if filled == len(buffer) else buffer[:filled])
 
-    def read_into(self, key: str, buffer: bytearray) -> int:
+    def open(self, key: str) -> FileReader:
         """See `Store`."""
-        path = self._path(key)
-        with _errors(path), open(path, "rb", buffering=0) as file:
-            _fill(file.fileno(), buffer)
-            return os.fstat(file.fileno()).st_size
+        return FileReader(self._path(key))
 
     def size(self, key: str) -> int | None:
         """See `Store`."""
@@ -149,6 +145,28 @@ class FileStore:
         return os.path.join(self._root, check_key(key))
 
 
+class FileReader:
+    """An `ObjectReader` for one file."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        with _errors(path):
+            self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self.size = os.fstat(self._file).st_size
+        self._open = True
+
+    def read_into(self, buffer: memoryview, start: int) -> int:
+        """See `ObjectReader`."""
+        with _errors(self._path):
+            return _fill(self._file, buffer, start)
+
+    def close(self) -> None:
+        """See `ObjectReader`."""
+        if self._open:
+            self._open = False
+            os.close(self._file)
+
+
 class FileWriter:
     """An `ObjectWriter` for one file."""
 
@@ -196,12 +214,11 @@ class FileWriter:
         self.abort()
 
 
-def _fill(file: int, buffer: bytearray) -> int:
-    """Read until the buffer is full or the file ends; return the bytes read."""
-    view = memoryview(buffer)
+def _fill(file: int, view: memoryview, start: int) -> int:
+    """Read from `start` on until the view is full or the file ends; return the bytes read."""
     filled = 0
     while filled < len(view):
-        count = os.readv(file, [view[filled:]])
+        count = os.preadv(file, [view[filled:]], start + filled)
         if count == 0:
             break
         filled += count

@@ -7,25 +7,37 @@ SHA-256 come first, then each batch's place, and in the end the counts of the co
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from typing import Literal, NoReturn
+from typing import IO, Literal, NoReturn, cast
 
 import zstandard
 
 from kafka_backup.errors import DamagedError
 from kafka_backup.records import Buffer
-from kafka_backup.records.batch import BatchHeader, UnsupportedMagicError, crc_is_valid, walk
+from kafka_backup.records.batch import (
+    HEADER_SIZE,
+    BatchHeader,
+    UnsupportedMagicError,
+    crc_is_valid,
+    read_header,
+    walk,
+)
 from kafka_backup.records.compression import Codec
 from kafka_backup.records.rewrite import needs_reencoding
 from kafka_backup.repository.documents import SegmentEntry
 from kafka_backup.repository.layout import segment_key
-from kafka_backup.repository.store import ObjectNotFoundError, Store, commit_once
+from kafka_backup.repository.proven_object import PIECE_BYTES, ProvenObject, digest
+from kafka_backup.repository.store import ObjectNotFoundError, ObjectReader, Store, commit_once
 
 Compression = Literal["none", "zstd"]
 
 SEGMENT_ZSTD_LEVEL = 1
 """Measured on JSON in segments: level 3 takes 1.8 times as long and does not come out smaller."""
+
+SegmentProofs = dict[str, Sequence[int]]
+"""By key of a segment whose SHA-256 was proved: the checksums of its pieces (`proven_object`)."""
 
 SegmentFlaw = Literal["missing", "size", "sha256", "unreadable", "crc", "offsets", "count"]
 
@@ -208,58 +220,80 @@ class SegmentWriter:
 
 
 class SegmentReader:
-    """Reads one segment and proves it on the way. Holds its stored and its raw bytes, nothing more."""
+    """Reads one segment piece by piece and proves it on the way; however large it is, in little memory."""
 
-    def __init__(self, store: Store, segment: StoredSegment) -> None:
+    def __init__(self, store: Store, segment: StoredSegment, *, proofs: SegmentProofs | None = None) -> None:
+        """Prepare; nothing is read yet.
+
+        Args:
+            store: where the segment is.
+            segment: as its commit names it.
+            proofs: of segments that were read before; this one's is added. A segment with a proof is not
+                hashed again: its pieces must only be those that were hashed.
+        """
         self._store = store
         self._segment = segment
+        self._proofs = {} if proofs is None else proofs
 
     def batches(self, *, check_crc: bool = False) -> Iterator[tuple[memoryview, BatchHeader]]:
         """Yield each batch as a writable view of the whole batch, with its header.
 
-        Nothing is yielded before the object's size and SHA-256 are proved. The views share one
-        buffer and stay valid for as long as they are referenced.
+        Nothing is yielded before the object's size and SHA-256 are proved: it is read twice. A view
+        stays valid for as long as it is referenced, and keeps the batches around it in memory.
 
         Args:
             check_crc: check the CRC of each batch too. The SHA-256 already proves that the bytes
                 are those that were stored; their CRCs were checked when they were fetched.
 
         Raises:
-            DamagedSegmentError: the object is not what the commit says. Offsets and counts are
-                only known to be wrong when they are reached.
+            DamagedSegmentError: the object is not what the commit says. Offsets, counts, and what a
+                zstd frame holds are only known to be wrong when they are reached.
         """
-        data = self.raw()
-        view = memoryview(data)
         entry = self._segment.entry
         batches = records = 0
-        position = 0
         last_offset = entry.first_offset - 1
         try:
-            for position, header in walk(data):
-                if batches == 0 and header.base_offset != entry.first_offset:
-                    self._damaged(
-                        "offsets", f"it begins at offset {header.base_offset}, not {entry.first_offset}"
-                    )
-                if header.base_offset <= last_offset or header.last_offset > entry.last_offset:
-                    self._damaged(
-                        "offsets",
-                        f"a batch [{header.base_offset}, {header.next_offset}) follows offset {last_offset} in a "
-                        f"segment of [{entry.first_offset}, {entry.last_offset + 1})",
-                    )
-                if check_crc and not crc_is_valid(data, position, header):
-                    self._damaged("crc", f"the batch at offset {header.base_offset} fails its CRC check")
-                batches += 1
-                records += header.record_count
-                last_offset = header.last_offset
-                position += header.size
-                yield view[position - header.size : position], header
+            with closing(self._open()) as reader:
+                for window, position, header in self._walk(self._filler(reader)):
+                    if batches == 0 and header.base_offset != entry.first_offset:
+                        self._damaged(
+                            "offsets", f"it begins at offset {header.base_offset}, not {entry.first_offset}"
+                        )
+                    if header.base_offset <= last_offset or header.last_offset > entry.last_offset:
+                        self._damaged(
+                            "offsets",
+                            f"a batch [{header.base_offset}, {header.next_offset}) follows offset {last_offset} in a "
+                            f"segment of [{entry.first_offset}, {entry.last_offset + 1})",
+                        )
+                    if check_crc and not crc_is_valid(window, position, header):
+                        self._damaged("crc", f"the batch at offset {header.base_offset} fails its CRC check")
+                    batches += 1
+                    records += header.record_count
+                    last_offset = header.last_offset
+                    yield window[position : position + header.size], header
         except UnsupportedMagicError as error:
             self._damaged("unreadable", str(error))
         except DamagedSegmentError:
             raise
         except DamagedError as error:
             self._damaged("unreadable", str(error))
-        self.check_totals(size=position, batches=batches, records=records, last_offset=last_offset)
+        self.check_totals(size=entry.raw_size, batches=batches, records=records, last_offset=last_offset)
+
+    def raw(self) -> bytearray:
+        """Read the whole segment: the bytes of its batches, whose size and SHA-256 were proved.
+
+        Raises:
+            DamagedSegmentError: the object is not what the commit says.
+        """
+        data = bytearray(self._segment.entry.raw_size)
+        try:
+            with closing(self._open()) as reader:
+                self._filler(reader)(memoryview(data))
+        except DamagedSegmentError:
+            raise
+        except DamagedError as error:
+            self._damaged("unreadable", str(error))
+        return data
 
     def check_totals(self, *, size: int, batches: int, records: int, last_offset: int) -> None:
         """Compare what walking over the whole segment showed with what the commit says.
@@ -285,44 +319,69 @@ class SegmentReader:
             if found != expected:
                 self._damaged("count", f"{found} {what} instead of {expected}")
 
-    def raw(self) -> bytearray:
-        """Read the whole segment: the bytes of its batches, whose size and SHA-256 were proved.
-
-        Raises:
-            DamagedSegmentError: the object is not what the commit says.
-        """
-        entry = self._segment.entry
-        data = bytearray(entry.stored_size)
+    def _open(self) -> ObjectReader:
         try:
-            size = self._store.read_into(self._segment.key, data)
+            return self._store.open(self._segment.key)
         except ObjectNotFoundError:
             self._damaged("missing", f"commit {self._segment.commit} names it and it does not exist")
-        if size != entry.stored_size:
-            self._damaged("size", f"{size} bytes instead of {entry.stored_size}")
-        if (found := hashlib.sha256(data).hexdigest()) != entry.sha256:
-            self._damaged("sha256", f"SHA-256 {found} instead of {entry.sha256}")
-        if entry.compression == "zstd":
-            data = self._decompressed(data)
-        if len(data) != entry.raw_size:
-            self._damaged("size", f"{len(data)} bytes of batches instead of {entry.raw_size}")
-        return data
 
-    def _decompressed(self, data: bytearray) -> bytearray:
-        """Exactly the size that the commit says, never more, whatever the frame claims."""
-        raw = bytearray(self._segment.entry.raw_size)
-        view = memoryview(raw)
-        position = 0
-        beyond = bytearray(1)
-        try:
-            with zstandard.ZstdDecompressor().stream_reader(data) as frame:
-                while position < len(raw) and (count := frame.readinto(view[position:])):
+    def _filler(self, reader: ObjectReader) -> Callable[[memoryview], None]:
+        """Prove the object, and return what fills a buffer with the next bytes of its batches."""
+        entry, key = self._segment.entry, self._segment.key
+        if reader.size != entry.stored_size:
+            self._damaged("size", f"{reader.size} bytes instead of {entry.stored_size}")
+        checksums = self._proofs.get(key)
+        if checksums is None:
+            found, checksums = digest(reader)
+            if found != entry.sha256:
+                self._damaged("sha256", f"SHA-256 {found} instead of {entry.sha256}")
+            self._proofs[key] = checksums
+        stored = ProvenObject(reader, checksums)
+        if entry.compression == "zstd":
+            return self._decompressor(stored)
+        if entry.stored_size != entry.raw_size:
+            self._damaged("size", f"{entry.stored_size} bytes of batches instead of {entry.raw_size}")
+        return stored.fill
+
+    def _decompressor(self, stored: ProvenObject) -> Callable[[memoryview], None]:
+        """Give exactly the size that the commit says, never more, whatever the frame claims."""
+        frame = zstandard.ZstdDecompressor().stream_reader(cast("IO[bytes]", stored), read_size=PIECE_BYTES)
+        raw_size = left = self._segment.entry.raw_size
+
+        def fill(buffer: memoryview) -> None:
+            nonlocal left
+            position = 0
+            try:
+                while position < len(buffer) and (count := frame.readinto(buffer[position:])):
                     position += count
+                left -= position
                 # Reading on also makes the library check the frame's own checksum.
-                if position < len(raw) or frame.readinto(beyond):
-                    self._damaged("size", f"the zstd frame does not hold {len(raw)} bytes of batches")
-        except zstandard.ZstdError as error:
-            self._damaged("unreadable", f"not a whole zstd frame ({error})")
-        return raw
+                if position < len(buffer) or (not left and frame.readinto(bytearray(1))):
+                    self._damaged("size", f"the zstd frame does not hold {raw_size} bytes of batches")
+            except zstandard.ZstdError as error:
+                self._damaged("unreadable", f"not a whole zstd frame ({error})")
+
+        return fill
+
+    def _walk(self, fill: Callable[[memoryview], None]) -> Iterator[tuple[memoryview, int, BatchHeader]]:
+        """Yield each batch as its place in a buffer; a buffer is never used again."""
+        left = self._segment.entry.raw_size
+        begun = memoryview(b"")  # the start of a batch whose rest is not read yet
+        wanted = PIECE_BYTES
+        while left:
+            window = memoryview(bytearray(len(begun) + min(left, wanted)))
+            window[: len(begun)] = begun
+            fill(window[len(begun) :])
+            left -= len(window) - len(begun)
+            end = 0
+            for position, header in walk(window):
+                end = position + header.size
+                yield window, position, header
+            begun = window[end:]
+            missing = read_header(begun).size - len(begun) if len(begun) >= HEADER_SIZE else 1
+            if begun and missing > left:
+                self._damaged("unreadable", f"its last {len(begun) + left} bytes are no whole batch")
+            wanted = -(-missing // PIECE_BYTES) * PIECE_BYTES
 
     def _damaged(self, flaw: SegmentFlaw, detail: str) -> NoReturn:
         raise DamagedSegmentError(flaw, self._segment.key, detail)

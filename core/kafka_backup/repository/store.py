@@ -69,6 +69,23 @@ class ObjectWriter(Protocol):
         """Abort, unless committed."""
 
 
+class ObjectReader(Protocol):
+    """An object that exists. Used by one thread.
+
+    `read_into` raises as the methods of `Store` do.
+    """
+
+    @property
+    def size(self) -> int:
+        """Bytes of the object."""
+
+    def read_into(self, buffer: memoryview, start: int) -> int:
+        """Fill `buffer` with the bytes from `start` on; return how many there were."""
+
+    def close(self) -> None:
+        """Let go of it; may be called again."""
+
+
 class Store(Protocol):
     """A place for objects. Safe for many threads, and for many processes at once.
 
@@ -97,11 +114,10 @@ class Store(Protocol):
             ObjectNotFoundError: no such object.
         """
 
-    def read_into(self, key: str, buffer: bytearray) -> int:
-        """Fill `buffer` with an object's first bytes, without a second copy in memory.
+    def open(self, key: str) -> ObjectReader:
+        """Open an object that is read piece by piece, and more than once.
 
-        Returns:
-            The object's size. The buffer is only filled as far as the object reaches.
+        A local store reads the file each time; a remote one fetches the object once and keeps it in memory.
 
         Raises:
             ObjectNotFoundError: no such object.
