@@ -161,16 +161,18 @@ def run(
 def _holder(window: Window, topics: Sequence[str], repository: Repository) -> Capture | None:
     """The oldest capture of a newer window that holds everything of `window`, if there is one."""
     wanted = set(topics)
-    for capture in repository.captures():
+    holder: Capture | None = None
+    for capture in repository.newest_captures():
+        if capture.started_at < window.end:  # neither this one nor any before it
+            break
         if (
             capture.window is not None
             and capture.window.end > window.end
-            and capture.started_at >= window.end
             and capture.status != "partial"
             and wanted <= {topic.topic for topic in capture.topics}
         ):
-            return capture
-    return None
+            holder = capture
+    return holder
 
 
 def _utc(milliseconds: int) -> str:
@@ -535,6 +537,8 @@ class _Capture:
             yield from self._collect()
         finally:
             self._stop.stop()
+            for _ in threads:  # wake those that wait for a job
+                self._jobs.put(lambda: None)
             for thread in threads:
                 thread.join()
 
