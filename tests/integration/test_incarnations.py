@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,9 +17,7 @@ from kafka_backup import (
     TopicRecreated,
     TopicUnchanged,
 )
-from kafka_backup.kafka.fetch import FetchedPartition
-from kafka_backup.partition_capture import PartitionCapture
-from tests.support.engine import capture, committed, open_engine, restore, restored_as
+from tests.support.engine import capture, committed, in_the_middle, open_engine, restore, restored_as
 from tests.support.kafka_cluster import KafkaCluster
 from tests.support.records import NewRecord
 from tests.support.topics import alter_config, delete_topic, new_topic, produce, read_topic
@@ -41,20 +38,6 @@ def _add_partitions(kafka: KafkaCluster, topic: str, total: int) -> None:
     admin = kafka.admin()
     admin.create_partitions([NewPartitions(topic, total)])[topic].result(30)
     wait_for(lambda: all(kafka.leader_of(topic, each) > 0 for each in range(total)), 30, "leaders")
-
-
-def _in_the_middle(monkeypatch: pytest.MonkeyPatch, action: Callable[[], None]) -> None:
-    """Does something once, between the first response of a capture and the next."""
-    take = PartitionCapture._take
-    done: list[bool] = []
-
-    def taken(self: PartitionCapture, fetched: FetchedPartition) -> None:
-        take(self, fetched)
-        if not done:
-            done.append(True)
-            action()
-
-    monkeypatch.setattr(PartitionCapture, "_take", taken)
 
 
 def _values(kafka: KafkaCluster, topic: str) -> list[bytes | None]:
@@ -106,7 +89,7 @@ def test_a_topic_that_is_made_again_during_a_capture_is_never_mixed(
         new_topic(kafka, name=topic)
         _write(kafka, topic, 4000, 10_000)
 
-    _in_the_middle(monkeypatch, recreate)
+    in_the_middle(monkeypatch, recreate)
     with open_engine(kafka, tmp_path, segment_bytes=1 << 16) as engine:
         events = list(engine.backup([topic]))
         (failed,) = [event for event in events if isinstance(event, TopicFailed)]
@@ -138,7 +121,7 @@ def test_a_topic_that_is_deleted_during_a_capture_fails_it(
     topic, other = new_topic(kafka, name="deleted-1"), new_topic(kafka, name="deleted-2")
     _write(kafka, topic, 3000)
     _write(kafka, other, 10)
-    _in_the_middle(monkeypatch, lambda: delete_topic(kafka, topic))
+    in_the_middle(monkeypatch, lambda: delete_topic(kafka, topic))
     quick = {"retry_seconds": 4}
     with open_engine(
         kafka, tmp_path, cluster=quick, segment_bytes=1 << 16, max_concurrent_partitions=1
@@ -170,7 +153,7 @@ def test_partitions_that_are_added_belong_to_the_next_capture(
 
     with open_engine(kafka, tmp_path, segment_bytes=1 << 16) as engine:
         with monkeypatch.context() as patched:
-            _in_the_middle(patched, grow)
+            in_the_middle(patched, grow)
             assert len(committed(capture(engine, topic), topic).partitions) == 1
         second = committed(capture(engine, topic), topic)
         assert [(p.start, p.records) for p in second.partitions] == [(3000, 0), (0, 0), (0, 7)]
@@ -201,7 +184,7 @@ def test_a_topic_that_is_created_during_a_capture_belongs_to_the_next(
 
     with open_engine(kafka, tmp_path, segment_bytes=1 << 16) as engine:
         with monkeypatch.context() as patched:
-            _in_the_middle(patched, create)
+            in_the_middle(patched, create)
             events = capture(engine, "born-*")
         assert {event.topic for event in events if isinstance(event, TopicCommitted)} == {first}
         assert committed(capture(engine, "born-*"), second).records == 20

@@ -17,6 +17,7 @@ from tests.support.engine import capture, committed, open_engine, restore, resto
 from tests.support.kafka_cluster import KafkaCluster
 from tests.support.records import CODECS, Codec, NewRecord, decode_batches, encode_batch, renumbered
 from tests.support.topics import (
+    compacted_topic,
     delete_topic,
     fetch_log,
     new_topic,
@@ -27,7 +28,6 @@ from tests.support.topics import (
     read_topic_raw,
     topic_config,
 )
-from tests.support.waiting import wait_for
 
 NOW = int(time.time() * 1000)
 DAY = 86_400_000
@@ -153,42 +153,13 @@ def test_transactions_restore_only_what_was_committed(kafka: KafkaCluster, tmp_p
     ]
 
 
-def _compacted_topic(kafka: KafkaCluster) -> str:
-    """A topic that the cleaner has been through: gaps inside and between batches."""
-    topic = new_topic(
-        kafka,
-        config={
-            "cleanup.policy": "compact",
-            "segment.ms": 100,
-            "min.cleanable.dirty.ratio": "0.01",
-            "max.compaction.lag.ms": 100,
-            "delete.retention.ms": 100,
-        },
-    )
-    for round_ in range(4):
-        records = [
-            NewRecord(f"{round_}-{i}".encode(), f"key-{i % (50 + round_)}".encode(), timestamp=NOW + i)
-            for i in range(300)
-        ]
-        produce(kafka.bootstrap_servers, topic, records, codec="zstd", config={"batch.size": 2_000})
-
-    def cleaned() -> bool:
-        # The cleaner leaves the active segment alone: give it a new one each time.
-        produce(kafka.bootstrap_servers, topic, [NewRecord(b"roll", b"roll")])
-        found = read_topic(kafka.bootstrap_servers, topic)[0]
-        return len(found) < found[-1].offset / 4
-
-    wait_for(cleaned, 90, f"the cleaner to compact {topic}", interval=0.3)
-    return topic
-
-
 def test_compacted_topic_with_gaps_round_trips(kafka: KafkaCluster, tmp_path: Path) -> None:
     """Tests a topic with gaps: the ledger counts them as compacted, the restored topic has the same records.
 
     It matters because brokers refuse batches with gaps, so these records must be re-encoded.
     A gap that is passed over silently looks the same as lost data.
     """
-    topic = _compacted_topic(kafka)
+    topic = compacted_topic(kafka)
     with open_engine(kafka, tmp_path) as engine:
         (part,) = committed(capture(engine, topic), topic).partitions
         assert part.lost == 0

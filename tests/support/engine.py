@@ -1,7 +1,9 @@
 """An engine on a test's broker and repository, and what tests ask of it again and again."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+
+import pytest
 
 from kafka_backup import (
     BackupEvent,
@@ -15,6 +17,8 @@ from kafka_backup import (
     Window,
     parse_config,
 )
+from kafka_backup.kafka.fetch import FetchedPartition
+from kafka_backup.partition_capture import PartitionCapture
 from tests.support.kafka_cluster import KafkaCluster
 from tests.support.records import Record, renumbered
 from tests.support.topics import read_topic
@@ -62,6 +66,23 @@ def capture(engine: Engine, *topics: str, window: Window | None = None) -> Seque
             raise event.error
     assert isinstance(events[-1], CaptureFinished)
     return events
+
+
+def in_the_middle(monkeypatch: pytest.MonkeyPatch, action: Callable[[], None]) -> None:
+    """Does something once, between the first response that a capture gets for a partition and the next.
+
+    With `segment_bytes=1 << 16` a response holds 64 KiB.
+    """
+    take = PartitionCapture._take
+    done: list[bool] = []
+
+    def taken(self: PartitionCapture, fetched: FetchedPartition) -> None:
+        take(self, fetched)
+        if not done:
+            done.append(True)
+            action()
+
+    monkeypatch.setattr(PartitionCapture, "_take", taken)
 
 
 def committed(events: Sequence[BackupEvent], topic: str) -> TopicCommitted:

@@ -66,6 +66,37 @@ def new_topic(
     return topic
 
 
+def compacted_topic(kafka: KafkaCluster, **settings: str | int) -> str:
+    """A topic that the cleaner has been through: gaps inside and between batches."""
+    topic = new_topic(
+        kafka,
+        config={
+            "cleanup.policy": "compact",
+            "segment.ms": 100,
+            "min.cleanable.dirty.ratio": "0.01",
+            "max.compaction.lag.ms": 100,
+            "delete.retention.ms": 100,
+            **{name.replace("_", "."): value for name, value in settings.items()},
+        },
+    )
+    now = int(time.time() * 1000)
+    for round_ in range(4):
+        records = [
+            NewRecord(f"{round_}-{i}".encode(), f"key-{i % (50 + round_)}".encode(), timestamp=now + i)
+            for i in range(300)
+        ]
+        produce(kafka.bootstrap_servers, topic, records, codec="zstd", config={"batch.size": 2_000})
+
+    def cleaned() -> bool:
+        # The cleaner leaves the active segment alone: give it a new one each time.
+        produce(kafka.bootstrap_servers, topic, [NewRecord(b"roll", b"roll")])
+        found = read_topic(kafka.bootstrap_servers, topic)[0]
+        return len(found) < found[-1].offset / 4
+
+    wait_for(cleaned, 90, f"the cleaner to compact {topic}", interval=0.3)
+    return topic
+
+
 def delete_topic(kafka: KafkaCluster, topic: str) -> None:
     """Deletes it, and waits until no broker knows it any more."""
     admin = kafka.admin()
