@@ -34,9 +34,11 @@ from kafka_backup.errors import (
 from kafka_backup.group_snapshot import take_snapshot
 from kafka_backup.kafka.cluster import Cluster, Partition
 from kafka_backup.kafka.epochs import CommonEnd
+from kafka_backup.kafka.fetch import FETCH_BYTES
 from kafka_backup.kafka.metadata import INTERNAL_TOPICS, TopicMetadata
 from kafka_backup.kafka.topics import TopicAdmin
 from kafka_backup.kafka.transactions import OpenTransaction, open_transactions, opened_at
+from kafka_backup.pace import Pace
 from kafka_backup.partition_capture import (
     CapturedRange,
     LogCutBackError,
@@ -88,6 +90,7 @@ _FIRST_ANSWER_SECONDS = 2.0
 _ANSWER_SECONDS = 5.0
 _PATIENCE_SECONDS = 5.0
 """How long one fetch may make no progress before its place is given to another partition."""
+_SMALLEST_FETCH = 64 << 10
 _AGES_READ = 20
 """Partitions whose open transactions are looked at in the log, to tell their ages exactly."""
 _SLICE_SECONDS = 0.2
@@ -243,6 +246,13 @@ class _Capture:
         self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._messages: queue.SimpleQueue[_Message] = queue.SimpleQueue()
         self._is_asking = False
+        self._pace: Pace | None = None
+        self._fetch_bytes = FETCH_BYTES
+        if settings.max_bytes_per_second is not None:
+            # Small enough that all threads together ask for no more than about a second's worth.
+            share = settings.max_bytes_per_second // settings.max_concurrent_partitions
+            self._pace = Pace(settings.max_bytes_per_second, stop=stop)
+            self._fetch_bytes = max(_SMALLEST_FETCH, min(FETCH_BYTES, share))
         self._captured: list[CapturedTopic] = []
         self._captured_groups: CapturedGroups | None = None
         self._failures: list[CaptureFailure] = []
@@ -456,7 +466,7 @@ class _Capture:
     def _plan(
         self, questions: Mapping[Partition, Question], *, deadline: float
     ) -> Mapping[Partition, Verdict]:
-        return plan_partitions(self._cluster, questions, start_at=None, deadline=deadline)
+        return plan_partitions(self._cluster, questions, start_at=self._settings.start, deadline=deadline)
 
     def _take_verdicts(self, verdicts: Mapping[Partition, Verdict]) -> Iterator[BackupEvent]:
         """Let partitions be fetched whose range is known; settle topics that wait for nothing any more."""
@@ -638,6 +648,8 @@ class _Capture:
             retry_seconds=min(self._retry_seconds, _PATIENCE_SECONDS),
             stop=self._stop,
             on_bytes=on_bytes,
+            pace=self._pace,
+            fetch_bytes=self._fetch_bytes,
         )
         error: KafkaBackupError | None = None
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Hashable, Mapping
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -16,6 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from kafka_backup.errors import ConfigurationError
 from kafka_backup.selection import GroupSelection, TopicSelection
+from kafka_backup.times import parse_time
 
 _VARIABLE = re.compile(r"\$\{([^}]*)\}?")
 _VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -40,6 +42,15 @@ def _as_text(value: object) -> object:
     if isinstance(value, bool):
         return str(value).lower()
     return str(value) if isinstance(value, int | float) else value
+
+
+def _as_time(value: object) -> int:
+    """Read a time as `parse_time` does, or as YAML has already: it knows RFC 3339 itself."""
+    text = value.isoformat() if isinstance(value, date) else str(value)
+    try:
+        return parse_time(text)
+    except ConfigurationError as error:
+        raise ValueError(str(error)) from error
 
 
 Size = Annotated[int, BeforeValidator(parse_size)]
@@ -91,6 +102,9 @@ class BackupConfig(_Section):
         compression: of segments: ``auto`` compresses where the producer did not.
         segment_bytes: raw bytes at which a segment is closed.
         max_concurrent_partitions: partitions fetched at the same time.
+        max_bytes_per_second: what a capture fetches of all partitions together, at most.
+        start: time (ms) at which partitions begin that were never captured; what is before is recorded
+            as not captured. None: at their log start.
     """
 
     topics: tuple[str, ...] = ("*",)
@@ -99,6 +113,8 @@ class BackupConfig(_Section):
     compression: Literal["auto", "zstd", "none"] = "auto"
     segment_bytes: Annotated[Size, Field(ge=1 << 16, le=1 << 30)] = 32 << 20
     max_concurrent_partitions: Annotated[int, Field(ge=1, le=256)] = 8
+    max_bytes_per_second: Annotated[Size, Field(ge=1 << 10)] | None = None
+    start: Annotated[int, BeforeValidator(_as_time)] | None = None
 
     @model_validator(mode="after")
     def _filters_are_valid(self) -> Self:

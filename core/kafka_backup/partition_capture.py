@@ -21,6 +21,7 @@ from kafka_backup.kafka.fetch import (
     OffsetOutOfRangeError,
     PartitionFetcher,
 )
+from kafka_backup.pace import Pace
 from kafka_backup.progress import StopToken
 from kafka_backup.records.aborted import AbortedFilter
 from kafka_backup.records.batch import BatchHeader, crc_is_valid
@@ -121,6 +122,8 @@ class PartitionCapture:
         retry_seconds: float,
         stop: StopToken,
         on_bytes: Callable[[int, int], None],
+        pace: Pace | None = None,
+        fetch_bytes: int = FETCH_BYTES,
     ) -> None:
         """Prepare; nothing is contacted yet.
 
@@ -133,6 +136,8 @@ class PartitionCapture:
             retry_seconds: how long fetching may make no progress.
             stop: ends the capture with CancelledError.
             on_bytes: told (position, raw bytes of record batches kept) after each response.
+            pace: of what is fetched, in bytes.
+            fetch_bytes: asked for at a time.
         """
         self._work = work
         self._cluster = cluster
@@ -142,6 +147,8 @@ class PartitionCapture:
         self._retry_seconds = retry_seconds
         self._stop = stop
         self._on_bytes = on_bytes
+        self._pace = pace
+        self._fetch_bytes = min(fetch_bytes, segment_bytes)
         self._position = work.known.end
         self._piece_start = work.known.end
         self._epochs = list(work.known.epochs)
@@ -188,10 +195,10 @@ class PartitionCapture:
     def _responses(self, stack: ExitStack) -> Iterator[FetchedPartition]:
         """Fetch from the position on."""
         stack.close()
-        fetcher = self._fetcher(self._position, self._work.end, min(FETCH_BYTES, self._segment_bytes))
+        fetcher = self._fetcher(self._position, self._work.end)
         return iter(stack.enter_context(fetcher))
 
-    def _fetcher(self, start: int, end: int, max_bytes: int) -> PartitionFetcher:
+    def _fetcher(self, start: int, end: int) -> PartitionFetcher:
         work = self._work
         return PartitionFetcher(
             self._cluster,
@@ -203,8 +210,9 @@ class PartitionCapture:
             isolation="read_committed",
             retry_seconds=self._retry_seconds,
             check_stop=self._stop.check,
-            max_bytes=max_bytes,
+            max_bytes=self._fetch_bytes,
             check_leader=self._check_leader,
+            pace=None if self._pace is None else self._pace.take,
         )
 
     def _check_leader(self, leader_epoch: int) -> None:
@@ -377,7 +385,7 @@ class PartitionCapture:
     def _confirm_compacted(self, gaps: Sequence[tuple[int, int]]) -> None:
         """Fetch again from the first gap on: still no batch may lie in any of the gaps."""
         work = self._work
-        fetcher = self._fetcher(gaps[0][0], gaps[-1][1], FETCH_BYTES)
+        fetcher = self._fetcher(gaps[0][0], gaps[-1][1])
         pending = list(reversed(gaps))
         with fetcher:
             for fetched in fetcher:

@@ -8,13 +8,6 @@ from collections.abc import Callable, Iterator
 import pytest
 from confluent_kafka import Producer
 from confluent_kafka.admin import NewTopic
-from kio.schema.alter_client_quotas.v1.request import (
-    AlterClientQuotasRequest,
-    EntityData,
-    EntryData,
-    OpData,
-)
-from kio.schema.alter_client_quotas.v1.response import AlterClientQuotasResponse
 
 from kafka_backup.errors import BrokerError, ConfigurationError, KafkaBackupError, UnreachableError
 from kafka_backup.kafka.cluster import EARLIEST, LATEST, Cluster, OffsetAnswer
@@ -26,6 +19,7 @@ from kafka_backup.kafka.topics import TopicAdmin, validate_topic, wait_for_leade
 from kafka_backup.records.batch import crc_is_valid
 from kafka_backup.records.rewrite import seal
 from tests.support.kafka_cluster import KafkaCluster
+from tests.support.quotas import set_quota
 from tests.support.records import CODECS, NewRecord, encode_batch
 from tests.support.topics import delete_topic, ends, fetch_log, new_topic, produce, read_topic
 from tests.support.waiting import wait_for
@@ -271,23 +265,6 @@ def test_a_client_quota_slows_a_fetch_and_loses_nothing(kafka: KafkaCluster) -> 
 
     wait_for(is_throttled, 60, "the quota")  # brokers forgive a burst of ten seconds' worth
     limited.close()
-
-
-def set_quota(kafka: KafkaCluster, client_id: str, bytes_per_second: int) -> None:
-    """By AlterClientQuotas v1, which confluent-kafka lacks."""
-    client = Cluster(settings(kafka), retry_seconds=10)
-    request = AlterClientQuotasRequest(
-        entries=(
-            EntryData(
-                entity=(EntityData(entity_type="client-id", entity_name=client_id),),
-                ops=(OpData(key="consumer_byte_rate", value=float(bytes_per_second), remove=False),),  # type: ignore[arg-type]
-            ),
-        ),
-        validate_only=False,
-    )
-    answer = client.ask_any("setting a quota", request, AlterClientQuotasResponse)
-    assert not any(entry.error_code for entry in answer.entries)
-    client.close()
 
 
 def test_offsets_outside_the_log_are_told_at_once(kafka: KafkaCluster, cluster: Cluster) -> None:

@@ -95,7 +95,7 @@ class KafkaCluster:
     Args:
         brokers: 1 to 3; their ids start at 1.
         image: None: see `kafka_image.image`.
-        config: Broker settings by Kafka's names, on top of those for speed.
+        config: Broker settings by Kafka's names, on top of those for speed; `{id}` in one is the broker's id.
         heap: Java heap of each node.
         proxied: Puts a `TcpProxy` between the clients and each broker (`proxies[id]`).
         cluster_id: None: a new one, as each real cluster has.
@@ -207,7 +207,8 @@ class KafkaCluster:
         self.addresses = {broker_id: str(subnet[10 + broker_id]) for broker_id in self.ids}
         for broker_id in self.ids:
             environment = {
-                f"KAFKA_{_env_name(name)}": str(value) for name, value in self._settings(broker_id).items()
+                f"KAFKA_{_env_name(name)}": str(value).replace("{id}", str(broker_id))
+                for name, value in self._settings(broker_id).items()
             }
             environment |= {
                 "CLUSTER_ID": self.cluster_id,

@@ -13,12 +13,20 @@ class TcpProxy:
 
     open: forwards. silent: accepts and delivers nothing; what was sent arrives on `open()`, as after a
         network partition that healed. reset: RST to everybody, new ones too.
+
+    Attributes:
+        connections: How many were accepted so far.
+        answered: Bytes that went back to clients so far.
+        bytes_per_second: Of each connection's answers; None: as fast as it goes.
+        cut_after: Bytes of answers after which each connection is cut, in the middle of one; None: never.
     """
 
     def __init__(self, target_port: int, port: int = 0) -> None:
         self.target_port = target_port
         self.connections = 0
-        """How many were accepted so far."""
+        self.answered = 0
+        self.bytes_per_second: int | None = None
+        self.cut_after: int | None = None
         self._mode: Mode = "open"
         self._peers: set[asyncio.StreamWriter] = set()
         self._loop = asyncio.new_event_loop()
@@ -78,7 +86,7 @@ class TcpProxy:
             await self._flow.wait()  # silent: connected to nobody yet
             back_reader, back_writer = await asyncio.open_connection("127.0.0.1", self.target_port)
             self._peers.add(back_writer)
-            await asyncio.gather(self._pump(reader, back_writer), self._pump(back_reader, writer))
+            await asyncio.gather(self._pump(reader, back_writer), self._answer(back_reader, writer))
         except OSError:
             pass  # the broker is down: the client sees its connection cut, as it would without a proxy
         finally:
@@ -94,4 +102,22 @@ class TcpProxy:
                 await self._flow.wait()
                 writer.write(data)
                 await writer.drain()
+        writer.close()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        passed = 0
+        with contextlib.suppress(OSError):
+            while data := await reader.read(1 << 17 if self.bytes_per_second is None else 1 << 12):
+                await self._flow.wait()
+                if self.cut_after is not None:
+                    data = data[: max(0, self.cut_after - passed)]
+                if self.bytes_per_second is not None:
+                    await asyncio.sleep(len(data) / self.bytes_per_second)
+                passed += len(data)
+                self.answered += len(data)
+                writer.write(data)
+                await writer.drain()
+                if passed == self.cut_after:
+                    writer.transport.abort()
+                    return
         writer.close()

@@ -44,6 +44,8 @@ def test_the_documented_form_is_read(tmp_path: Path) -> None:
           compression: zstd
           segment_bytes: 32MiB
           max_concurrent_partitions: 4
+          max_bytes_per_second: 50MB
+          start: 2026-01-31T12:00:00.250+01:00
         """,
         HOST="kafka",
         KAFKA_PASSWORD=SECRET,
@@ -56,6 +58,8 @@ def test_the_documented_form_is_read(tmp_path: Path) -> None:
         "enable.ssl.certificate.verification": "false",
     }
     assert config.cluster.retry_seconds == 5
+    assert config.backup.max_bytes_per_second == 50_000_000
+    assert config.backup.start == 1_769_857_200_250
     assert config.restore_target.bootstrap_servers == "other:9092"
     assert config.repository.options == {"region": "eu-1", "allow_http": "true"}
     assert config.backup.segment_bytes == 32 << 20
@@ -238,3 +242,35 @@ def test_an_unreadable_file_is_named(tmp_path: Path, content: bytes | None) -> N
         path.write_bytes(content)
     with pytest.raises(ConfigurationError, match=r"cannot read the configuration .*absent\.yaml"):
         load_config(path)
+
+
+@pytest.mark.parametrize(
+    ("written", "start"),
+    [
+        ("2026-01-31T12:00:00Z", 1_769_860_800_000),
+        ('"2026-01-31T12:00:00Z"', 1_769_860_800_000),
+        ("2026-01-31 13:00:00.25 +01:00", 1_769_860_800_250),
+        ("1769860800000", 1_769_860_800_000),
+        ('"-1"', -1),
+        ("null", None),
+    ],
+)
+def test_a_start_is_a_time_however_yaml_reads_it(tmp_path: Path, written: str, start: int | None) -> None:
+    """Reads times as text, as numbers, and as YAML makes them by itself.
+
+    It matters because YAML turns an unquoted RFC 3339 time into a time of its own, quoted ones not.
+    A time read wrongly would leave records out, on purpose as it seems.
+    """
+    config = load(tmp_path, f"{GOOD}\nbackup: {{start: {written}}}")
+    assert config.backup.start == start
+
+
+@pytest.mark.parametrize("written", ["2026-01-31T12:00:00", "2026-01-31", "true", "noon", "[1]", "1.5"])
+def test_a_start_that_is_no_moment_is_refused(tmp_path: Path, written: str) -> None:
+    """Refuses a time without an offset from UTC, a day, and what is no time.
+
+    It matters because a first capture that begins hours too late looks like any other.
+    A guess of the time zone would be right on the author's machine only.
+    """
+    with pytest.raises(ConfigurationError, match=r"backup\.start: "):
+        load(tmp_path, f"{GOOD}\nbackup: {{start: {written}}}")

@@ -214,6 +214,7 @@ class PartitionFetcher:
         check_stop: Callable[[], None],
         max_bytes: int = FETCH_BYTES,
         check_leader: Callable[[int], None] | None = None,
+        pace: Callable[[int], None] | None = None,
     ) -> None:
         """Prepare; nothing is contacted yet.
 
@@ -231,6 +232,7 @@ class PartitionFetcher:
             check_leader: called with the epoch of each leader before it is read from, and for each
                 connection anew; raises to stop. All that is fetched through the connection is that
                 leader's log: another one would refuse the epoch.
+            pace: called with the bytes of each response before the next one is asked for; may wait.
         """
         self._cluster = cluster
         self._topic = topic
@@ -243,6 +245,7 @@ class PartitionFetcher:
         self._check_stop = check_stop
         self._max_bytes = max_bytes
         self._check_leader = check_leader
+        self._pace = pace
         self._connection: Connection | None = None
         self._leader_epoch = -1
         self._failed = False
@@ -375,6 +378,8 @@ class PartitionFetcher:
         progress = bool(batches) and batches[-1][1].next_offset > self._offset
         if progress:
             self._offset = batches[-1][1].next_offset
+        if self._pace is not None:
+            self._pace(len(frame))
         if self._offset < self._end:
             try:
                 self._ask()
