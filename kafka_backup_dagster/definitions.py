@@ -64,6 +64,7 @@ def build_definitions(
     topics = [topic for topic in exact if not excluded.includes(topic)] + list(patterns)
     backups = build_kafka_backup_assets(
         topics=topics,
+        consumer_groups=config.backup.consumer_groups,
         cluster_name=cluster_name,
         group_name="kafka_backup",
         partitions_def=partitions_def if start_date is None else hourly_windows(start_date),

@@ -6,7 +6,7 @@ from typing import Any
 
 import dagster as dg
 
-from kafka_backup_dagster.assets.specs import build_kafka_backup_asset_specs
+from kafka_backup_dagster.assets.specs import build_kafka_backup_asset_specs, is_one_topic
 from kafka_backup_dagster.assets.translator import KafkaBackupTranslator
 from kafka_backup_dagster.assets.windows import HOURLY, check_windows
 
@@ -17,6 +17,7 @@ MAX_TOPICS = 100
 def kafka_backup_assets(
     *,
     topics: Sequence[str],
+    consumer_groups: Sequence[str] = ("*",),
     cluster_name: str = "default",
     name: str | None = None,
     group_name: str | None = None,
@@ -29,7 +30,7 @@ def kafka_backup_assets(
     pool: str | None = None,
     hooks: Set[dg.HookDefinition] | None = None,
 ) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
-    """Make a multi-asset of topics, one asset for each exact name and one for all patterns.
+    """Make a multi-asset of topics, an asset for each exact name, for all patterns, and for the groups.
 
     Any part of it can be materialized. All assets share the windows; a window is a label: each run
     captures from where the last one ended, so a run over many windows costs no more than one.
@@ -37,6 +38,7 @@ def kafka_backup_assets(
     Args:
         topics: filters as in ``backup.topics`` of the configuration, at most 100 of them exact names;
             for more see `build_kafka_backup_assets`.
+        consumer_groups: filters of groups whose positions are saved, as one more asset; none: no groups.
         cluster_name: how the people here call the cluster; part of the asset keys.
         name: of the op; by default the function's.
         group_name: of all the assets, instead of the translator's.
@@ -61,13 +63,14 @@ def kafka_backup_assets(
     """
     specs = build_kafka_backup_asset_specs(
         topics,
+        consumer_groups=consumer_groups,
         cluster_name=cluster_name,
         kafka_backup_translator=kafka_backup_translator,
         storage_kind=storage_kind,
     )
-    if len(specs) > MAX_TOPICS + 1:
+    if (count := sum(map(is_one_topic, specs))) > MAX_TOPICS:
         raise dg.DagsterInvalidDefinitionError(
-            f"{len(specs)} assets are too many for one multi-asset; use build_kafka_backup_assets, which "
+            f"{count} topics are too many for one multi-asset; use build_kafka_backup_assets, which "
             f"makes several of {MAX_TOPICS}"
         )
     return _multi_asset(
@@ -86,6 +89,7 @@ def kafka_backup_assets(
 def build_kafka_backup_assets(
     *,
     topics: Sequence[str],
+    consumer_groups: Sequence[str] = ("*",),
     cluster_name: str = "default",
     name: str = "kafka_backup",
     group_name: str | None = None,
@@ -107,6 +111,7 @@ def build_kafka_backup_assets(
 
     Args:
         topics: filters; how many exact names there are decides how many shards.
+        consumer_groups: filters of groups; their asset is in the last shard.
         cluster_name: as for `kafka_backup_assets`, like everything else that is not named here.
         name: of the op; with several shards its beginning (``kafka_backup_1`` and so on).
         group_name: of all the assets, instead of the translator's.
@@ -126,6 +131,7 @@ def build_kafka_backup_assets(
     """
     specs = build_kafka_backup_asset_specs(
         topics,
+        consumer_groups=consumer_groups,
         cluster_name=cluster_name,
         kafka_backup_translator=kafka_backup_translator,
         storage_kind=storage_kind,
@@ -153,10 +159,13 @@ def build_kafka_backup_assets(
 
 
 def _shards(specs: Sequence[dg.AssetSpec], most: int) -> Sequence[Sequence[dg.AssetSpec]]:
-    """Cut specs into runs of nearly equal length, `most` at the longest."""
-    count = -(-len(specs) // most)
-    cuts = [len(specs) * number // count for number in range(count + 1)]
-    return [specs[start:end] for start, end in itertools.pairwise(cuts)]
+    """Cut the topics into runs of nearly equal length, `most` at the longest; the last takes all else."""
+    topics = [spec for spec in specs if is_one_topic(spec)]
+    rest = [spec for spec in specs if not is_one_topic(spec)]
+    count = max(1, -(-len(topics) // most))
+    cuts = [len(topics) * number // count for number in range(count + 1)]
+    shards = [topics[start:end] for start, end in itertools.pairwise(cuts)]
+    return [*shards[:-1], [*shards[-1], *rest]]
 
 
 def _multi_asset(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import dagster as dg
 
 from kafka_backup_dagster.assets.translator import (
+    AssetContent,
     KafkaBackupTranslator,
     KafkaBackupTranslatorData,
     restored_topic_key,
@@ -14,6 +15,7 @@ from kafka_backup_dagster.assets.translator import (
 
 FILTERS_KEY = "kafka_backup/topics"
 EXCLUDE_KEY = "kafka_backup/exclude"
+GROUPS_KEY = "kafka_backup/consumer_groups"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,27 +51,42 @@ class AssetTopics:
         )
 
 
+def group_filters_of(metadata: Mapping[str, object]) -> tuple[str, ...] | None:
+    """Return the filters of the asset of consumer groups; None for every other asset."""
+    return _texts(metadata[GROUPS_KEY]) if GROUPS_KEY in metadata else None
+
+
+def is_one_topic(spec: dg.AssetSpec) -> bool:
+    """Whether a backup is that of one topic: not of patterns, not of consumer groups."""
+    if group_filters_of(spec.metadata) is not None:
+        return False
+    return AssetTopics.of(spec.metadata, asset_key=spec.key).exact is not None
+
+
 def _texts(value: object) -> tuple[str, ...]:
     content = value.value if isinstance(value, dg.JsonMetadataValue) else value
     if not isinstance(content, list | tuple):
-        raise dg.DagsterInvariantViolationError(f"expected a list of topic filters, found {content!r}")
+        raise dg.DagsterInvariantViolationError(f"expected a list of filters, found {content!r}")
     return tuple(str(item) for item in content)
 
 
 def build_kafka_backup_asset_specs(
     topics: Sequence[str],
     *,
+    consumer_groups: Sequence[str] = ("*",),
     cluster_name: str = "default",
     kafka_backup_translator: KafkaBackupTranslator | None = None,
     storage_kind: str | None = None,
 ) -> Sequence[dg.AssetSpec]:
-    """Return the asset specs of some topic filters; contacts nothing.
+    """Return the asset specs of a cluster's backups; contacts nothing.
 
     Each exact name becomes an asset. All patterns together become one more, which captures what
-    they match beyond the exact names: which topics these are only a run can know.
+    they match beyond the exact names: which topics these are only a run can know. The positions of
+    consumer groups are the last one.
 
     Args:
         topics: filters as in ``backup.topics`` of the configuration.
+        consumer_groups: filters of groups, as in ``backup.consumer_groups``; none: no such asset.
         cluster_name: how the people here call the cluster; part of the asset keys.
         kafka_backup_translator: makes the specs.
         storage_kind: asset kind of the repository's store, such as ``s3``.
@@ -77,22 +94,39 @@ def build_kafka_backup_asset_specs(
     Raises:
         DagsterInvalidDefinitionError: no topic, a malformed filter, or two assets with one key.
     """
+    from kafka_backup.errors import ConfigurationError
+    from kafka_backup.selection import GroupSelection
+
     translator = kafka_backup_translator or KafkaBackupTranslator()
     exact, patterns = split_filters(topics)
-    wanted: list[tuple[tuple[str, ...], str | None, tuple[str, ...]]] = [
-        ((topic,), topic, ()) for topic in exact
-    ]
+    try:
+        GroupSelection.parse(consumer_groups)
+    except ConfigurationError as error:
+        raise dg.DagsterInvalidDefinitionError(str(error)) from error
+    wanted: list[tuple[KafkaBackupTranslatorData, dict[str, list[str]]]] = []
+
+    def want(content: AssetContent, filters: Sequence[str], metadata: dict[str, list[str]]) -> None:
+        data = KafkaBackupTranslatorData(
+            cluster_name=cluster_name,
+            content=content,
+            topic=filters[0] if content == "topic" else None,
+            filters=tuple(filters),
+            storage_kind=storage_kind,
+        )
+        wanted.append((data, metadata))
+
+    for topic in exact:
+        want("topic", [topic], {FILTERS_KEY: [topic]})
     if patterns:
-        wanted.append((patterns, None, exact))
+        metadata = {FILTERS_KEY: list(patterns)} | ({EXCLUDE_KEY: list(exact)} if exact else {})
+        want("matching_topics", patterns, metadata)
+    if consumer_groups:
+        want("consumer_groups", consumer_groups, {GROUPS_KEY: list(consumer_groups)})
     made: dict[dg.AssetKey, str] = {}
     specs = []
-    for filters, topic, exclude in wanted:
-        data = KafkaBackupTranslatorData(
-            cluster_name=cluster_name, topic=topic, filters=filters, storage_kind=storage_kind
-        )
-        metadata = {FILTERS_KEY: list(filters)} | ({EXCLUDE_KEY: list(exclude)} if exclude else {})
+    for data, metadata in wanted:
         spec = translator.get_asset_spec(data).merge_attributes(metadata=metadata)
-        what = ", ".join(filters)
+        what = f"the {data.content.replace('_', ' ')} {', '.join(data.filters)}"
         if spec.key in made:
             raise dg.DagsterInvalidDefinitionError(
                 f"the backups of {made[spec.key]} and of {what} would be the same asset "
@@ -130,14 +164,14 @@ def build_kafka_restored_specs(
     The restore job materializes them: each materialization names the target topic and cluster.
 
     Args:
-        backups: specs of `build_kafka_backup_asset_specs`; the one of patterns has none.
+        backups: specs of `build_kafka_backup_asset_specs`; those of patterns and of groups have none.
         cluster_name: as there, and as in `build_restore_job`.
         group_name: of all of them.
     """
     specs = []
     for backup in backups:
-        topic = AssetTopics.of(backup.metadata, asset_key=backup.key).exact
-        if topic is not None:
+        if is_one_topic(backup):
+            topic = AssetTopics.of(backup.metadata, asset_key=backup.key).filters[0]
             specs.append(
                 dg.AssetSpec(
                     key=restored_topic_key(cluster_name, topic),

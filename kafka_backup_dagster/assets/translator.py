@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Literal
 
 import dagster as dg
 
@@ -10,6 +11,9 @@ KINDS: Mapping[str, str] = MappingProxyType(
     {"s3": "s3", "s3a": "s3", "gs": "gcs", "az": "azure", "abfs": "azure", "file": "file", "memory": "memory"}
 )
 """Dagster's name for the storage behind a repository URL's scheme."""
+
+
+AssetContent = Literal["topic", "matching_topics", "consumer_groups"]
 
 
 def storage_kind(repository_url: str) -> str | None:
@@ -23,12 +27,15 @@ class KafkaBackupTranslatorData:
 
     Attributes:
         cluster_name: how the people here call the cluster.
-        topic: the topic; None for the asset that stands for all topics that patterns match.
-        filters: the filters as configured: the topic alone, or the patterns.
+        content: what the asset holds: one topic, all topics that patterns match, or the positions of
+            consumer groups.
+        topic: the topic, where it is one.
+        filters: the filters as configured: the topic alone, the patterns, or those of groups.
         storage_kind: the kind of object store, such as ``s3``, if known.
     """
 
     cluster_name: str
+    content: AssetContent
     topic: str | None
     filters: tuple[str, ...]
     storage_kind: str | None = None
@@ -47,10 +54,19 @@ class KafkaBackupTranslator:
         """Return the spec of a topic's backup.
 
         By default its key is ``kafka_backup/<cluster>/<topic>`` and it depends on the external
-        asset ``kafka/<cluster>/<topic>``; the asset of patterns is
-        ``kafka_backup/<cluster>/matching_topics`` and depends on nothing.
+        asset ``kafka/<cluster>/<topic>``; the assets of patterns and of consumer groups are
+        ``kafka_backup/<cluster>/matching_topics`` and ``.../consumer_groups``, and depend on nothing.
         """
         kinds = {"kafka"} | ({data.storage_kind} if data.storage_kind else set())
+        if data.content == "consumer_groups":
+            return dg.AssetSpec(
+                key=["kafka_backup", data.cluster_name, "consumer_groups"],
+                description=(
+                    f"Positions of the consumer groups of Kafka cluster {data.cluster_name}: each "
+                    "materialization is one snapshot, taken at the start of a capture."
+                ),
+                kinds=kinds,
+            )
         if data.topic is None:
             patterns = ", ".join(f"`{text}`" for text in data.filters)
             return dg.AssetSpec(

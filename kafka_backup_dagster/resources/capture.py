@@ -1,29 +1,43 @@
 """One capture: the topics that a run asks for, and what became of each."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from kafka_backup_dagster.assets.specs import AssetTopics
+from kafka_backup_dagster.assets.specs import AssetTopics, group_filters_of
 
 if TYPE_CHECKING:
-    from kafka_backup import Engine, RecoveryPoint, Window
+    from kafka_backup import Engine, RecoveryPoint, StopToken, Window
     from kafka_backup.progress import (
+        BackupEvent,
         BackupProgress,
         CaptureFinished,
         GroupFailed,
+        GroupSnapshotTaken,
         PartitionResult,
         TopicCommitted,
         TopicFailed,
+        TopicUnchanged,
+        TransactionOpen,
     )
-    from kafka_backup.repository.documents import LostSpan
 
 LOG_SECONDS = 10.0
 """Progress is logged no more often: each line costs Dagster milliseconds, and a row for ever."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LostOffsets:
+    """Offsets ``[start, end)`` that readers of the topic do not get any more, and why."""
+
+    partition: int
+    start: int
+    end: int
+    reason: str
 
 
 @dataclass(slots=True, kw_only=True)
@@ -36,6 +50,9 @@ class TopicOutcome:
         uri: where that commit is; None where nothing changed.
         seconds: from the first fetch to the last commit.
         partitions: what was captured of each, by number.
+        transactions: those that hold records back from this capture.
+        previous_topic_id: of the topic of this name that was deleted since the capture before.
+        is_gone: the topic was deleted, and somebody accepted that.
     """
 
     topic: str
@@ -50,11 +67,18 @@ class TopicOutcome:
     seconds: float = 0.0
     uri: str | None = None
     partitions: dict[int, "PartitionResult"] = field(default_factory=dict)
+    transactions: Sequence["TransactionOpen"] = ()
+    previous_topic_id: str | None = None
+    is_gone: bool = False
 
     @property
-    def lost(self) -> Sequence[tuple[int, "LostSpan"]]:
-        """Lost spans with their partitions."""
-        return [(part.partition, span) for part in self.partitions.values() for span in part.lost_spans]
+    def lost(self) -> Sequence[LostOffsets]:
+        """Everything that was lost, or cut off the log after it had been captured."""
+        return [
+            LostOffsets(partition=part.partition, start=start, end=end, reason=reason)
+            for part in self.partitions.values()
+            for start, end, reason in _spans(part)
+        ]
 
     def add(self, event: "TopicCommitted") -> None:
         """Take one more commit into account."""
@@ -68,6 +92,17 @@ class TopicOutcome:
         for part in event.partitions:
             known = self.partitions.get(part.partition)
             self.partitions[part.partition] = part if known is None else _joined(known, part)
+
+
+def _spans(part: "PartitionResult") -> Iterator[tuple[int, int, str]]:
+    for span in part.lost_spans:
+        yield span.start, span.end, span.reason
+    if part.truncated is not None:
+        yield (
+            part.truncated.start,
+            part.truncated.end,
+            "cut off by an unclean leader election; earlier captures hold them",
+        )
 
 
 def _joined(first: "PartitionResult", second: "PartitionResult") -> "PartitionResult":
@@ -94,16 +129,45 @@ class CaptureOutcome:
 
     Attributes:
         points_before: the recovery point (ms) that each topic had before, if it had one.
+        groups: the snapshot of consumer groups; None where none was taken.
     """
 
     finished: "CaptureFinished"
     topics: Mapping[str, TopicOutcome]
     failures: Sequence["TopicFailed | GroupFailed"]
     points_before: Mapping[str, int]
+    groups: "GroupSnapshotTaken | None"
 
 
-def selected_topics(context: dg.AssetExecutionContext) -> Mapping[dg.AssetKey, AssetTopics]:
-    """Return the topics behind each asset that this run is asked for, sorted by key.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selected:
+    """What a run is asked for.
+
+    Attributes:
+        topics: the topics behind each asset, sorted by key.
+        groups: the asset of the consumer groups, and `group_filters` its filters; None where it is
+            not asked for.
+    """
+
+    topics: Mapping[dg.AssetKey, AssetTopics]
+    groups: dg.AssetKey | None
+    group_filters: tuple[str, ...]
+
+    def filters(self, *, excluded: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+        """Return the filters to take and to leave out, for one capture of all these assets.
+
+        A topic with an asset of its own is left out of the patterns, unless that asset is wanted too.
+
+        Args:
+            excluded: filters that the configuration leaves out anyway.
+        """
+        include = dict.fromkeys(text for topics in self.topics.values() for text in topics.filters)
+        leave_out = dict.fromkeys(text for topics in self.topics.values() for text in topics.exclude)
+        return list(include), [*excluded, *(text for text in leave_out if text not in include)]
+
+
+def selected(context: dg.AssetExecutionContext) -> Selected:
+    """Return what this run is asked for.
 
     Raises:
         DagsterInvariantViolationError: this is not an asset, or not one of this package.
@@ -114,26 +178,17 @@ def selected_topics(context: dg.AssetExecutionContext) -> Mapping[dg.AssetKey, A
             "`with kafka_backup.engine() as engine: ...`"
         )
     metadata = context.assets_def.metadata_by_key
-    return {
-        key: AssetTopics.of(metadata.get(key, {}), asset_key=key)
-        for key in sorted(context.selected_asset_keys)
-    }
-
-
-def filters_of(
-    assets: Mapping[dg.AssetKey, AssetTopics], *, excluded: Sequence[str]
-) -> tuple[Sequence[str], Sequence[str]]:
-    """Return the filters to take and to leave out, for one capture of all these assets.
-
-    A topic with an asset of its own is left out of the patterns, unless that asset is wanted too.
-
-    Args:
-        assets: the assets wanted and their topics.
-        excluded: filters that the configuration leaves out anyway.
-    """
-    include = dict.fromkeys(text for topics in assets.values() for text in topics.filters)
-    leave_out = dict.fromkeys(text for topics in assets.values() for text in topics.exclude)
-    return list(include), [*excluded, *(text for text in leave_out if text not in include)]
+    keys = {key: metadata.get(key, {}) for key in sorted(context.selected_asset_keys)}
+    groups = [(key, filters) for key in keys if (filters := group_filters_of(keys[key])) is not None]
+    return Selected(
+        topics={
+            key: AssetTopics.of(found, asset_key=key)
+            for key, found in keys.items()
+            if group_filters_of(found) is None
+        },
+        groups=groups[0][0] if groups else None,
+        group_filters=groups[0][1] if groups else (),
+    )
 
 
 def window_of(context: dg.AssetExecutionContext) -> "Window | None":
@@ -147,6 +202,72 @@ def window_of(context: dg.AssetExecutionContext) -> "Window | None":
     return Window(start=round(span.start.timestamp() * 1000), end=round(span.end.timestamp() * 1000))
 
 
+class _Capture:
+    """Collects the events of one capture."""
+
+    def __init__(self, log: dg.DagsterLogManager) -> None:
+        self.topics: dict[str, TopicOutcome] = {}
+        self.failures: list[TopicFailed | GroupFailed] = []
+        self.groups: GroupSnapshotTaken | None = None
+        self.finished: CaptureFinished | None = None
+        self._previous_ids: dict[str, str] = {}
+        self._transactions: dict[str, list[TransactionOpen]] = defaultdict(list)
+        self._log = log
+        self._logged = time.monotonic()
+
+    def add(self, event: "BackupEvent") -> None:
+        """Take in an event. There is none that may be overlooked."""
+        from kafka_backup import progress
+
+        match event:
+            case progress.TopicCommitted():
+                self._topic(event).add(event)
+            case progress.TopicUnchanged():
+                self._topic(event)
+            case progress.TopicMissing():
+                self._log.warning(f"{event.topic} is gone, as was accepted; what is captured of it stays")
+                self.topics[event.topic] = TopicOutcome(
+                    topic=event.topic, topic_id=event.topic_id, head=-1, head_sha256="", is_gone=True
+                )
+            case progress.TopicRecreated():
+                self._log.warning(
+                    f"{event.topic} was deleted and made again: its id was {event.previous_topic_id}, now it is "
+                    f"{event.topic_id}; what is captured of the old one stays"
+                )
+                self._previous_ids[event.topic] = event.previous_topic_id
+            case progress.TopicFailed() | progress.GroupFailed():
+                self.failures.append(event)
+                self._log.error(failure_line(event))
+            case progress.TransactionOpen():
+                self._transactions[event.topic].append(event)
+            case progress.GroupSnapshotTaken():
+                self.groups = event
+            case progress.BackupProgress():
+                if time.monotonic() - self._logged >= LOG_SECONDS:
+                    self._logged = time.monotonic()
+                    self._log.info(_progress_line(event))
+            case progress.CaptureFinished():
+                self.finished = event
+            case _:
+                raise dg.DagsterInvariantViolationError(
+                    f"an event of a capture that is not known here: {event}"
+                )
+
+    def _topic(self, event: "TopicCommitted | TopicUnchanged") -> TopicOutcome:
+        found = self.topics.setdefault(
+            event.topic,
+            TopicOutcome(
+                topic=event.topic,
+                topic_id=event.topic_id,
+                head=event.commit,
+                head_sha256=event.commit_sha256,
+                previous_topic_id=self._previous_ids.get(event.topic),
+            ),
+        )
+        found.transactions = self._transactions[event.topic]
+        return found
+
+
 def run_capture(
     engine: "Engine", filters: Sequence[str], *, window: "Window | None", log: dg.DagsterLogManager
 ) -> CaptureOutcome:
@@ -158,45 +279,14 @@ def run_capture(
     Raises:
         KafkaBackupError: the capture as a whole failed.
     """
-    from kafka_backup.progress import (
-        BackupProgress,
-        CaptureFinished,
-        GroupFailed,
-        TopicCommitted,
-        TopicFailed,
-        TopicUnchanged,
-    )
-
-    topics: dict[str, TopicOutcome] = {}
-    failures: list[TopicFailed | GroupFailed] = []
-    finished: CaptureFinished | None = None
-    logged = time.monotonic()
+    capture = _Capture(log)
     with closing(engine.backup(filters, window=window)) as events:
         for event in events:
-            match event:
-                case TopicCommitted() | TopicUnchanged():
-                    outcome = topics.setdefault(
-                        event.topic,
-                        TopicOutcome(
-                            topic=event.topic,
-                            topic_id=event.topic_id,
-                            head=event.commit,
-                            head_sha256=event.commit_sha256,
-                        ),
-                    )
-                    if isinstance(event, TopicCommitted):
-                        outcome.add(event)
-                case TopicFailed() | GroupFailed():
-                    failures.append(event)
-                    log.error(failure_line(event))
-                case BackupProgress():
-                    if time.monotonic() - logged >= LOG_SECONDS:
-                        logged = time.monotonic()
-                        log.info(_progress_line(event))
-                case CaptureFinished():
-                    finished = event
+            capture.add(event)
+    finished = capture.finished
     if finished is None:
         raise dg.DagsterInvariantViolationError("the capture ended without saying how: a bug in kafka_backup")
+    topics = capture.topics
     points: Mapping[str, RecoveryPoint] = {}
     if finished.status == "held":
         topics = _held_topics(engine, finished.capture)
@@ -205,8 +295,40 @@ def run_capture(
     return CaptureOutcome(
         finished=finished,
         topics=topics,
-        failures=failures,
+        failures=capture.failures,
         points_before={topic: point.time for topic, point in points.items()},
+        groups=capture.groups,
+    )
+
+
+def take_groups(engine: "Engine", *, stop: "StopToken") -> "GroupSnapshotTaken":
+    """Save the positions of the configured consumer groups, without a capture.
+
+    Raises:
+        Failure: naming every group that could not be read.
+        KafkaBackupError: none could.
+    """
+    from kafka_backup.progress import GroupSnapshotTaken
+    from kafka_backup.repository import layout
+
+    began = time.monotonic()
+    taken = engine.groups.snapshot(stop=stop)
+    snapshot = taken.snapshot
+    lines = [f"consumer group {name}: {error}" for name, error in sorted(taken.errors.items())]
+    if lines := [*lines, *snapshot.incomplete]:
+        raise dg.Failure(
+            description=f"snapshot {snapshot.snapshot_id} is not complete\n" + "\n".join(lines),
+            metadata={"kafka_backup/snapshot": snapshot.snapshot_id},
+            allow_retries=any(error.retriable for error in taken.errors.values()),
+        )
+    key = layout.group_snapshot_key(snapshot.snapshot_id)
+    return GroupSnapshotTaken(
+        capture="",
+        snapshot=snapshot.snapshot_id,
+        groups=len(snapshot.groups),
+        positions=sum(len(group.positions) for group in snapshot.groups),
+        object_uri=f"{engine.repository().store.url}/{key}",
+        seconds=time.monotonic() - began,
     )
 
 
@@ -225,7 +347,7 @@ def failure_line(failure: "TopicFailed | GroupFailed") -> str:
     from kafka_backup.progress import GroupFailed
 
     if isinstance(failure, GroupFailed):
-        return f"consumer groups: {failure.error}"
+        return f"consumer group {failure.group}: {failure.error}" if failure.group else f"{failure.error}"
     place = failure.topic if failure.partition is None else f"{failure.topic} [{failure.partition}]"
     message = str(failure.error)
     return message if message.startswith(place) else f"{place}: {message}"

@@ -1,6 +1,6 @@
 """What became of a capture, as Dagster's events: one materialization for each asset that is safe."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
@@ -18,84 +18,123 @@ from kafka_backup_dagster.metadata import (
     table,
     timestamp,
 )
-from kafka_backup_dagster.resources.capture import CaptureOutcome, TopicOutcome, failure_line
+from kafka_backup_dagster.resources.capture import CaptureOutcome, Selected, TopicOutcome, failure_line
 
 if TYPE_CHECKING:
-    from kafka_backup.progress import CaptureFinished
+    from kafka_backup.progress import CaptureFinished, GroupSnapshotTaken
 
 _TOPIC_COLUMNS = ("records", "raw_bytes", "stored_bytes", "commit", "lost")
+_TRANSACTION_COLUMNS = ("topic", "partition", "producer_id", "first_offset", "held_back")
 
 
 def materializations(
-    context: dg.AssetExecutionContext,
-    assets: Mapping[dg.AssetKey, AssetTopics],
-    outcome: CaptureOutcome,
-    *,
-    launchpad: Launchpad,
+    context: dg.AssetExecutionContext, asked: Selected, outcome: CaptureOutcome, *, launchpad: Launchpad
 ) -> Iterator[dg.MaterializeResult[None]]:
-    """Yield a materialization for each asset whose topics are all safe, then fail if one is not.
+    """Yield a materialization for each asset that is safe, then fail if one is not.
 
     Raises:
-        Failure: naming every topic that was not saved, lost offsets, or gave no result. It allows
+        Failure: naming everything that was not saved, lost offsets, or gave no result. It allows
             retries if one of the causes may go away.
     """
-    from kafka_backup.progress import TopicFailed
+    from kafka_backup.progress import GroupFailed, TopicFailed
     from kafka_backup.selection import TopicSelection
 
     failed = {failure.topic for failure in outcome.failures if isinstance(failure, TopicFailed)}
+    has_groups = not any(isinstance(failure, GroupFailed) for failure in outcome.failures)
     silent = []
-    for key, topics in assets.items():
+    for key, topics in asked.topics.items():
         selection = TopicSelection.parse(topics.filters, topics.exclude)
         if any(selection.includes(topic) for topic in failed):
             continue
         mine = [found for name, found in sorted(outcome.topics.items()) if selection.includes(name)]
-        is_exact = topics.exact is not None
-        if is_exact and not mine:
+        if topics.exact is not None and not mine:
             silent.append(key)
             continue
-        yield _result(context, key, mine, outcome, is_exact=is_exact, launchpad=launchpad)
+        yield _topics_result(context, key, topics, mine, outcome, launchpad=launchpad)
+    if asked.groups is not None and has_groups:
+        if outcome.groups is not None:
+            yield groups_result(context, asked.groups, outcome.groups)
+        elif outcome.finished.status == "held":
+            yield _held_groups(context, asked.groups, outcome.finished)
+        else:
+            silent.append(asked.groups)
     _fail_if_incomplete(outcome, silent)
 
 
-def _result(
+def _records_key(context: dg.AssetExecutionContext, key: dg.AssetKey) -> str:
+    """Say under which key rows are counted; of a range of windows only the newest one counts.
+
+    A range run is one capture, and all its windows would get the same metadata.
+    """
+    if not (context.has_partition_key or context.has_partition_key_range):
+        return "dagster/row_count"
+    newest = context.partition_keys[-1]
+    for partition_key in context.partition_keys[:-1]:
+        context.add_asset_metadata(
+            {
+                "dagster/partition_row_count": 0,
+                "kafka_backup/status": f"held by the capture of window {newest}, in the same run",
+            },
+            asset_key=key,
+            partition_key=partition_key,
+        )
+    return "dagster/partition_row_count"
+
+
+def _topics_result(
     context: dg.AssetExecutionContext,
     key: dg.AssetKey,
-    topics: Sequence[TopicOutcome],
+    topics: AssetTopics,
+    found: Sequence[TopicOutcome],
     outcome: CaptureOutcome,
     *,
-    is_exact: bool,
     launchpad: Launchpad,
 ) -> dg.MaterializeResult[None]:
-    is_partitioned = context.has_partition_key or context.has_partition_key_range
-    records_key = "dagster/partition_row_count" if is_partitioned else "dagster/row_count"
-    if is_partitioned:
-        # A range run is one capture: its records count once, for the newest window.
-        newest = context.partition_keys[-1]
-        for partition_key in context.partition_keys[:-1]:
-            context.add_asset_metadata(
-                {
-                    records_key: 0,
-                    "kafka_backup/status": f"held by the capture of window {newest}, in the same run",
-                },
-                asset_key=key,
-                partition_key=partition_key,
-            )
-    records = dg.MetadataValue.int(sum(topic.records for topic in topics))
+    records = dg.MetadataValue.int(sum(topic.records for topic in found))
     shown = (
-        _losses(topics)
-        | _way_back(outcome.finished, topics, name=key.path[-1], launchpad=launchpad)
-        | {records_key: records}
-        | _numbers(outcome, topics)
-        | (_topic_metadata(topics[0]) if is_exact else _topics_metadata(topics))
+        _losses(found)
+        | _way_back(outcome.finished, found, name=key.path[-1], launchpad=launchpad)
+        | {_records_key(context, key): records}
+        | _numbers(outcome, found)
+        | (_topics_metadata(found) if topics.exact is None else _topic_metadata(found[0]))
+        | _open_transactions(found)
     )
     return dg.MaterializeResult(
-        asset_key=key, metadata=shown, data_version=dg.DataVersion(_data_version(topics))
+        asset_key=key, metadata=shown, data_version=dg.DataVersion(_data_version(found))
+    )
+
+
+def groups_result(
+    context: dg.AssetExecutionContext, key: dg.AssetKey, taken: "GroupSnapshotTaken"
+) -> dg.MaterializeResult[None]:
+    """Return the materialization of a snapshot of consumer groups."""
+    return dg.MaterializeResult(
+        asset_key=key,
+        metadata={
+            _records_key(context, key): dg.MetadataValue.int(taken.positions),
+            "kafka_backup/groups": dg.MetadataValue.int(taken.groups),
+            "kafka_backup/positions": dg.MetadataValue.int(taken.positions),
+            "kafka_backup/snapshot": dg.MetadataValue.text(taken.snapshot),
+            "kafka_backup/seconds": dg.MetadataValue.float(round(taken.seconds, 3)),
+            "dagster/uri": dg.MetadataValue.text(taken.object_uri),
+        },
+        data_version=dg.DataVersion(taken.snapshot),
+    )
+
+
+def _held_groups(
+    context: dg.AssetExecutionContext, key: dg.AssetKey, finished: "CaptureFinished"
+) -> dg.MaterializeResult[None]:
+    return dg.MaterializeResult(
+        asset_key=key,
+        metadata={_records_key(context, key): 0, "kafka_backup/status": _held(finished)},
+        data_version=dg.DataVersion(finished.capture),
     )
 
 
 def _data_version(topics: Sequence[TopicOutcome]) -> str:
     """The commit's SHA-256; for several topics, one over their ids and commits."""
-    if len(topics) == 1:
+    if len(topics) == 1 and not topics[0].is_gone:
         return topics[0].head_sha256
     return sha256("".join(f"{topic.topic_id} {topic.head_sha256}\n" for topic in topics).encode()).hexdigest()
 
@@ -103,28 +142,39 @@ def _data_version(topics: Sequence[TopicOutcome]) -> str:
 def _losses(topics: Sequence[TopicOutcome]) -> Metadata:
     """What comes first, in red, if there is any."""
     lines = _loss_lines(topics)
-    count = sum(span.end - span.start for topic in topics for _, span in topic.lost)
-    return (
-        {"kafka_backup/LOST": red_lines(f"{count:,} offsets that no reader can get any more", lines)}
-        if lines
-        else {}
-    )
+    count = sum(span.end - span.start for topic in topics for span in topic.lost)
+    if not lines:
+        return {}
+    return {"kafka_backup/LOST": red_lines(f"{count:,} offsets that no reader can get any more", lines)}
+
+
+def _held(finished: "CaptureFinished") -> str:
+    return f"held by capture {finished.capture}, which began after the window's end; nothing was done"
 
 
 def _way_back(
     finished: "CaptureFinished", topics: Sequence[TopicOutcome], *, name: str, launchpad: Launchpad
 ) -> Metadata:
     """The link to the restore, and whether there was anything to save."""
+    there = [topic.topic for topic in topics if not topic.is_gone]
     if finished.status == "held":
-        status = f"held by capture {finished.capture}, which began after the window's end; nothing was done"
+        status = _held(finished)
+    elif topics and not there:
+        status = "gone from the cluster, as was accepted; what is captured stays"
     else:
         status = "committed" if any(topic.changed for topic in topics) else "unchanged"
-    return {
-        "kafka_backup/restore": restore_link(
-            launchpad, capture=finished.capture, name=name, topics=[topic.topic for topic in topics]
-        ),
-        "kafka_backup/status": dg.MetadataValue.text(status),
-    }
+    shown: Metadata = {"kafka_backup/status": dg.MetadataValue.text(status)}
+    if recreated := [topic for topic in topics if topic.previous_topic_id is not None]:
+        shown["kafka_backup/recreated"] = dg.MetadataValue.md(
+            "\n".join(
+                f"* {topic.topic} was deleted and made again; its id was {topic.previous_topic_id}"
+                for topic in recreated
+            )
+        )
+    if not there:
+        return shown
+    link = restore_link(launchpad, capture=finished.capture, name=name, topics=there)
+    return {"kafka_backup/restore": link} | shown
 
 
 def _numbers(outcome: CaptureOutcome, topics: Sequence[TopicOutcome]) -> Metadata:
@@ -133,9 +183,7 @@ def _numbers(outcome: CaptureOutcome, topics: Sequence[TopicOutcome]) -> Metadat
     raw_bytes = sum(topic.raw_bytes for topic in topics)
     seconds = max((topic.seconds for topic in topics), default=0.0)
     shown: Metadata = {"kafka_backup/recovery_point": timestamp(finished.recovery_point)}
-    before = [
-        outcome.points_before[name] for topic in topics if (name := topic.topic) in outcome.points_before
-    ]
+    before = [outcome.points_before[each.topic] for each in topics if each.topic in outcome.points_before]
     if before:
         shown["kafka_backup/recovery_point_seconds"] = dg.MetadataValue.float(
             (finished.recovery_point - min(before)) / 1000
@@ -151,10 +199,9 @@ def _numbers(outcome: CaptureOutcome, topics: Sequence[TopicOutcome]) -> Metadat
 
 def _topic_metadata(topic: TopicOutcome) -> Metadata:
     """Details of one topic: its commit, and the ranges and ledgers of its partitions."""
-    shown: Metadata = {
-        "kafka_backup/commit": dg.MetadataValue.int(topic.head),
-        "kafka_backup/topic_id": dg.MetadataValue.text(topic.topic_id),
-    }
+    shown: Metadata = {"kafka_backup/topic_id": dg.MetadataValue.text(topic.topic_id)}
+    if not topic.is_gone:
+        shown["kafka_backup/commit"] = dg.MetadataValue.int(topic.head)
     if topic.changed:
         shown["kafka_backup/segments"] = dg.MetadataValue.int(topic.segments)
         shown["kafka_backup/partitions"] = partitions_table(list(topic.partitions.values()))
@@ -185,17 +232,26 @@ def _topics_metadata(topics: Sequence[TopicOutcome]) -> Metadata:
     }
 
 
+def _open_transactions(topics: Sequence[TopicOutcome]) -> Metadata:
+    """Transactions without an end: what they hold back is in no capture, and its readers wait too."""
+    found = [transaction for topic in topics for transaction in topic.transactions]
+    if not found:
+        return {}
+    held_back = {(each.topic, each.partition): each.held_back for each in found}
+    return {
+        "kafka_backup/held_back": dg.MetadataValue.int(sum(held_back.values())),
+        "kafka_backup/open_transactions": table(
+            [{name: getattr(each, name) for name in _TRANSACTION_COLUMNS} for each in found],
+            {"topic": "string"} | dict.fromkeys(_TRANSACTION_COLUMNS[1:], "integer"),
+        ),
+    }
+
+
 def _loss_lines(topics: Sequence[TopicOutcome]) -> list[str]:
     return [
-        f"{topic.topic} [{partition}]: offsets {span.start} to {span.end} (exclusive), {span.reason}"
+        f"{topic.topic} [{span.partition}]: offsets {span.start} to {span.end} (exclusive), {span.reason}"
         for topic in topics
-        for partition, span in topic.lost
-    ] + [
-        f"{topic.topic} [{part.partition}]: an unclean leader election cut the log back to offset "
-        f"{part.truncated.start}; up to {part.truncated.end} only earlier captures hold what was there"
-        for topic in topics
-        for part in topic.partitions.values()
-        if part.truncated is not None
+        for span in topic.lost
     ]
 
 
@@ -204,19 +260,20 @@ def _fail_if_incomplete(outcome: CaptureOutcome, silent: Sequence[dg.AssetKey]) 
     lines = [
         *(f"not saved: {failure_line(failure)}" for failure in outcome.failures),
         *(f"lost: {line}" for line in lost),
-        *(["offsets were lost"] if outcome.finished.status == "lossy" and not lost else []),
-        *(f"no result: {key.to_user_string()} (does backup.exclude leave its topic out?)" for key in silent),
+        *(f"no result: {key.to_user_string()} (does the configuration leave it out?)" for key in silent),
     ]
+    if not lines and outcome.finished.status not in ("complete", "held"):
+        lines = [f"the capture is {outcome.finished.status}"]
     if not lines:
         return
     raise dg.Failure(
         description=(
-            f"capture {outcome.finished.capture} is not complete; all other topics are safe\n"
+            f"capture {outcome.finished.capture} is not complete; everything else is safe\n"
             + "\n".join(lines)
         ),
         metadata={
             "kafka_backup/capture": outcome.finished.capture,
-            "kafka_backup/failures": dg.MetadataValue.md("\n".join(f"* {line}" for line in lines)),
+            "kafka_backup/failures": red_lines("Not complete", lines),
         },
         allow_retries=any(failure.error.retriable for failure in outcome.failures),
     )

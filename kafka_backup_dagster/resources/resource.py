@@ -9,14 +9,10 @@ import dagster as dg
 from pydantic import Field, ValidationError, model_validator
 
 from kafka_backup_dagster.errors import as_failure
+from kafka_backup_dagster.interrupts import run_interruptibly
 from kafka_backup_dagster.metadata import RESTORE_JOB, Launchpad, location_of
-from kafka_backup_dagster.resources.capture import (
-    filters_of,
-    run_capture,
-    selected_topics,
-    window_of,
-)
-from kafka_backup_dagster.resources.materializations import materializations
+from kafka_backup_dagster.resources.capture import run_capture, selected, take_groups, window_of
+from kafka_backup_dagster.resources.materializations import groups_result, materializations
 
 if TYPE_CHECKING:
     from kafka_backup import Engine, EngineConfig
@@ -234,14 +230,21 @@ class KafkaBackupResource(dg.ConfigurableResource["KafkaBackupResource"]):
         """
         from kafka_backup.engine import Engine
 
-        assets = selected_topics(context)
+        asked = selected(context)
         launchpad = Launchpad(
             location_name=self.location_name or location_of(context), job_name=self.restore_job_name
         )
         with as_failure():
             config = self.engine_config()
-            include, exclude = filters_of(assets, excluded=config.backup.exclude)
-            backup = config.backup.model_copy(update={"exclude": tuple(exclude)})
+            include, exclude = asked.filters(excluded=config.backup.exclude)
+            changed: dict[str, object] = {"exclude": tuple(exclude)}
+            if asked.groups is not None:
+                changed["consumer_groups"] = asked.group_filters
+            backup = config.backup.model_copy(update=changed)
             with Engine.open(config.model_copy(update={"backup": backup})) as engine:
+                if not asked.topics and asked.groups is not None:
+                    taken = run_interruptibly(lambda stop: take_groups(engine, stop=stop))
+                    yield groups_result(context, asked.groups, taken)
+                    return
                 outcome = run_capture(engine, include, window=window_of(context), log=context.log)
-        yield from materializations(context, assets, outcome, launchpad=launchpad)
+        yield from materializations(context, asked, outcome, launchpad=launchpad)

@@ -15,6 +15,7 @@ from kafka_backup_dagster import (
     kafka_backup_assets,
 )
 from tests.support.engine import engine_config
+from tests.support.groups import commit
 from tests.support.kafka_cluster import KafkaCluster
 from tests.support.records import NewRecord, Record
 from tests.support.topics import delete_topic, ends, new_topic, produce, read_topic
@@ -54,11 +55,13 @@ class Dagster:
         folder: Path,
         topics: Sequence[str],
         partitions_def: dg.TimeWindowPartitionsDefinition | None = None,
+        *,
+        consumer_groups: Sequence[str] = (),
     ) -> None:
         content = {
             "cluster": {"bootstrap_servers": kafka.bootstrap_servers, "retry_seconds": 20},
             "repository": {"url": f"file://{folder}/repository"},
-            "backup": {"topics": list(topics)},
+            "backup": {"topics": list(topics), "consumer_groups": list(consumer_groups)},
         }
         self.config = parse_config(content, source="test")
         self.defs = build_definitions(self.config, partitions_def=partitions_def)
@@ -227,7 +230,9 @@ def test_shards_are_captures_of_their_own(kafka: KafkaCluster, tmp_path: Path) -
     topics = [new_topic(kafka) for _ in range(3)]
     for topic in topics:
         produce(kafka.bootstrap_servers, topic, records(3))
-    shards = build_kafka_backup_assets(topics=topics, max_topics=2, partitions_def=hours())
+    shards = build_kafka_backup_assets(
+        topics=topics, consumer_groups=[], max_topics=2, partitions_def=hours()
+    )
     resources = {"kafka_backup": KafkaBackupResource.from_config(engine_config(kafka, tmp_path / "r"))}
     instance = dg.DagsterInstance.ephemeral()
 
@@ -240,6 +245,33 @@ def test_shards_are_captures_of_their_own(kafka: KafkaCluster, tmp_path: Path) -
         }
         assert len({found.metadata["kafka_backup/capture"].value for found in saved.values()}) == 2
     assert saved[topics[0], window].metadata["kafka_backup/recovery_point_seconds"].value > 0
+
+
+def test_positions_of_consumer_groups_are_saved(kafka: KafkaCluster, tmp_path: Path) -> None:
+    """Tests the asset of consumer groups in the same run as a topic, alone, and in a window that is held.
+
+    On the bad day topics and positions come back together.
+    Could go wrong: the snapshot of another moment, or none at all where only the groups are selected.
+    """
+    topic = new_topic(kafka)
+    produce(kafka.bootstrap_servers, topic, records(10))
+    group = f"group-{topic}"
+    commit(kafka.bootstrap_servers, group, {(topic, 0): 7})
+    dagster = Dagster(kafka, tmp_path, [topic], hours(), consumer_groups=[group])
+    newest, older = last_hour(), last_hour(3)
+
+    both = materialized(dagster.backup(partition=newest))["consumer_groups", newest]
+    held = materialized(dagster.backup(partition=older))["consumer_groups", older]
+    commit(kafka.bootstrap_servers, group, {(topic, 0): 9})
+    alone = materialized(dagster.backup(["consumer_groups"], partition=newest))["consumer_groups", newest]
+
+    assert both.metadata["kafka_backup/groups"].value == 1
+    assert both.metadata["dagster/partition_row_count"].value == 1
+    assert "held by capture" in held.metadata["kafka_backup/status"].value
+    with Engine.open(dagster.config) as engine:
+        for found, offset in ((both, 7), (alone, 9)):
+            (saved,) = engine.groups.saved(found.metadata["kafka_backup/snapshot"].value).groups
+            assert [(at.topic, at.offset) for at in saved.positions] == [(topic, offset)]
 
 
 def test_patterns_take_what_has_no_asset_of_its_own(kafka: KafkaCluster, tmp_path: Path) -> None:
@@ -313,7 +345,7 @@ def test_users_own_op_uses_the_engine_in_three_lines(kafka: KafkaCluster, tmp_pa
         f"repository: {{url: 'file://{tmp_path}/repository'}}\n"
     )
 
-    @kafka_backup_assets(topics=[topic], partitions_def=None)
+    @kafka_backup_assets(topics=[topic], consumer_groups=[], partitions_def=None)
     def backups(context: dg.AssetExecutionContext, kafka_backup: KafkaBackupResource):
         yield from kafka_backup.run(context)
 

@@ -34,12 +34,15 @@ def test_each_exact_name_is_an_asset_and_all_patterns_are_one() -> None:
         "kafka_backup/prod/orders",
         "kafka_backup/prod/payments",
         "kafka_backup/prod/matching_topics",
+        "kafka_backup/prod/consumer_groups",
     ]
     assert specs[0].kinds == {"kafka", "s3"}
     assert [dep.asset_key.to_user_string() for dep in specs[0].deps] == ["kafka/prod/orders"]
     assert specs[2].metadata["kafka_backup/topics"] == ["app_*", "/^events\\./"]
     assert specs[2].metadata["kafka_backup/exclude"] == ["orders", "payments"]
     assert list(specs[2].deps) == []
+    assert specs[3].metadata["kafka_backup/consumer_groups"] == ["*"]
+    assert "kafka_backup/topics" not in specs[3].metadata
 
 
 def test_source_topics_are_external_assets_of_the_exact_names() -> None:
@@ -49,7 +52,7 @@ def test_source_topics_are_external_assets_of_the_exact_names() -> None:
     Could go wrong: the keys differ from those that the backups depend on, so the graph falls apart.
     """
     sources = build_kafka_topic_specs(["a.b", "x*"], cluster_name="prod")
-    (backup, _) = build_kafka_backup_asset_specs(["a.b", "x*"], cluster_name="prod")
+    (backup, *_) = build_kafka_backup_asset_specs(["a.b", "x*"], cluster_name="prod")
 
     assert [spec.key for spec in sources] == [dep.asset_key for dep in backup.deps]
 
@@ -72,7 +75,7 @@ def test_topics_whose_names_differ_only_in_punctuation_live_together() -> None:
     Could go wrong: one shadows another, and its topic is never saved.
     """
 
-    @kafka_backup_assets(topics=["a.b", "a-b", "a_b"], partitions_def=None)
+    @kafka_backup_assets(topics=["a.b", "a-b", "a_b"], consumer_groups=[], partitions_def=None)
     def backups(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[None]]:
         for key in sorted(context.selected_asset_keys):
             yield dg.MaterializeResult(asset_key=key)
@@ -100,11 +103,16 @@ def test_two_topics_that_map_to_one_asset_are_refused() -> None:
             return spec.replace_attributes(key=[part.lower() for part in spec.key.path])
 
     with pytest.raises(
-        dg.DagsterInvalidDefinitionError, match=r"Orders and of orders.*kafka_backup/default/orders"
+        dg.DagsterInvalidDefinitionError,
+        match=r"topic Orders and of the topic orders.*kafka_backup/default/orders",
     ):
         build_kafka_backup_asset_specs(["Orders", "orders"], kafka_backup_translator=Lowercase())
     with pytest.raises(dg.DagsterInvalidDefinitionError, match="matching_topics"):
         build_kafka_backup_asset_specs(["matching_topics", "*"])
+    with pytest.raises(dg.DagsterInvalidDefinitionError, match="consumer_groups"):
+        build_kafka_backup_asset_specs(["consumer_groups"])
+    with pytest.raises(dg.DagsterInvalidDefinitionError, match="filter"):
+        build_kafka_backup_asset_specs(["orders"], consumer_groups=["/(/"])
 
 
 def test_translator_changes_everything_but_the_topics_behind_an_asset() -> None:
@@ -120,7 +128,7 @@ def test_translator_changes_everything_but_the_topics_behind_an_asset() -> None:
                 super()
                 .get_asset_spec(data)
                 .replace_attributes(
-                    key=["safe", data.topic or "rest"],
+                    key=["safe", data.topic or data.content],
                     group_name="mine",
                     tags={"team": "data"},
                     metadata={"note": "x"},
@@ -192,7 +200,7 @@ def test_windows_of_another_kind_come_from_the_translator() -> None:
 
         def get_asset_spec(self, data: KafkaBackupTranslatorData) -> dg.AssetSpec:
             spec = super().get_asset_spec(data)
-            start = "2026-01-02" if data.topic == self.only else "2026-01-01"
+            start = "2026-01-02" if data.topic and data.topic == self.only else "2026-01-01"
             return spec.replace_attributes(partitions_def=dg.DailyPartitionsDefinition(start_date=start))
 
     @kafka_backup_assets(topics=["a", "b"], kafka_backup_translator=Daily(None))
@@ -227,10 +235,11 @@ def test_many_topics_become_several_multi_assets() -> None:
     topics = [f"topic-{number}" for number in range(250)]
     shards = build_kafka_backup_assets(topics=[*topics, "app_*"])
 
-    assert [len(list(shard.specs)) for shard in shards] == [83, 84, 84]
+    assert [len(list(shard.specs)) for shard in shards] == [83, 83, 86]
     assert [key.path[-1] for shard in shards for key in shard.keys_by_output_name.values()] == [
         *topics,
         "matching_topics",
+        "consumer_groups",
     ]
     assert {shard.node_def.name for shard in shards} == {"kafka_backup_1", "kafka_backup_2", "kafka_backup_3"}
     assert {shard.partitions_def for shard in shards} == {shards[0].partitions_def}
@@ -252,7 +261,9 @@ def test_few_topics_stay_one_multi_asset() -> None:
 
     (shard,) = build_kafka_backup_assets(topics=topics, name="prod")
     assert shard.node_def.name == "prod"
-    assert len(build_kafka_backup_assets(topics=[*topics, "*"])) == 2
+    assert len(build_kafka_backup_assets(topics=[*topics, "*"])) == 1
+    assert len(build_kafka_backup_assets(topics=[*topics, "topic-100"])) == 2
+    assert len(build_kafka_backup_assets(topics=["*"])) == 1
     kafka_backup_assets(topics=[*topics, "*"])
 
 
@@ -266,7 +277,7 @@ def test_restored_topics_are_below_their_backups() -> None:
     class Mine(KafkaBackupTranslator):
         def get_asset_spec(self, data: KafkaBackupTranslatorData) -> dg.AssetSpec:
             spec = super().get_asset_spec(data)
-            return spec.replace_attributes(key=["safe", data.topic or "rest"])
+            return spec.replace_attributes(key=["safe", data.topic or data.content])
 
     backups = build_kafka_backup_asset_specs(["orders", "x*"], kafka_backup_translator=Mine())
     (restored,) = build_kafka_restored_specs(backups, cluster_name="prod", group_name="restored")

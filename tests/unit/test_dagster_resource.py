@@ -3,6 +3,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import dagster as dg
@@ -18,17 +19,23 @@ from kafka_backup import (
     DamagedError,
     Engine,
     EngineConfig,
+    GroupFailed,
+    GroupSnapshotTaken,
     PartitionResult,
     RecoveryPoint,
     StopToken,
     TopicCommitted,
     TopicFailed,
+    TopicMissing,
+    TopicRecreated,
     TopicUnchanged,
+    TransactionOpen,
     UnreachableError,
     Window,
     parse_config,
 )
-from kafka_backup.repository.documents import LostSpan
+from kafka_backup.errors import TopicMissingError
+from kafka_backup.repository.documents import LostSpan, OffsetSpan
 from kafka_backup_dagster import KafkaBackupResource, build_definitions, kafka_backup_assets
 from kafka_backup_dagster.interrupts import run_interruptibly
 from kafka_backup_dagster.metadata import red_lines
@@ -78,7 +85,9 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, object]]:
     def backup(
         self: Engine, topics: Sequence[str], *, window: Window | None = None, stop: StopToken | None = None
     ) -> Iterator[BackupEvent]:
-        asked.update(topics=list(topics), exclude=list(self.config.backup.exclude), window=window)
+        backup = self.config.backup
+        asked.update(topics=list(topics), exclude=list(backup.exclude), window=window)
+        asked["groups"] = list(backup.consumer_groups)
         for event in asked["events"]:
             if isinstance(event, Exception):
                 raise event
@@ -103,8 +112,11 @@ def run(
     tags: dict[str, str] | None = None,
     exclude: list[str] | None = None,
     retry_policy: dg.RetryPolicy | None = None,
+    groups: Sequence[str] = (),
 ) -> dg.ExecuteInProcessResult:
-    @kafka_backup_assets(topics=topics, partitions_def=partitions_def, retry_policy=retry_policy)
+    @kafka_backup_assets(
+        topics=topics, consumer_groups=groups, partitions_def=partitions_def, retry_policy=retry_policy
+    )
     def backups(context: dg.AssetExecutionContext, kafka_backup: KafkaBackupResource):
         yield from kafka_backup.run(context)
 
@@ -218,6 +230,106 @@ def test_lost_offsets_are_shown_and_fail_the_run(script: dict[str, object]) -> N
     assert "orders [0]: offsets 0 to 4 (exclusive), retention" in shown.metadata["kafka_backup/LOST"].value
     assert "lost: orders [0]: offsets 0 to 4" in failure(result)
     assert not [event for event in result.all_events if event.event_type_value == "STEP_RESTARTED"]
+
+
+def snapshot_taken() -> GroupSnapshotTaken:
+    return GroupSnapshotTaken(
+        capture=CAPTURE, snapshot="s1", groups=3, positions=12, object_uri="file:///r/groups/s1", seconds=0.5
+    )
+
+
+def test_consumer_groups_are_an_asset(script: dict[str, object]) -> None:
+    """Tests a capture that saves the positions of groups, as it goes well and as it does not.
+
+    Topics without positions are half a backup: consumers would start anywhere.
+    Could go wrong: the asset is green without a snapshot, or a group that failed makes nothing fail.
+    """
+    failed = GroupFailed(capture=CAPTURE, group="billing", error=UnreachableError("coordinator is away"))
+    script["events"] = [snapshot_taken(), committed("orders"), finished()]
+    shown = materialized(run(["orders"], groups=["*"]))["consumer_groups"]
+    assert shown.metadata["kafka_backup/groups"].value == 3
+    assert shown.metadata["dagster/row_count"].value == 12
+    assert shown.tags["dagster/data_version"] == "s1"
+    assert script["groups"] == ["*"]
+
+    script["events"] = [snapshot_taken(), failed, committed("orders"), finished("partial")]
+    result = run(["orders"], groups=["*"])
+    assert set(materialized(result)) == {"orders"}
+    assert "consumer group billing: coordinator is away" in failure(result)
+
+    script["events"] = [committed("orders"), finished()]
+    assert "no result: kafka_backup/default/consumer_groups" in failure(run(["orders"], groups=["*"]))
+
+
+def test_topic_that_is_gone_for_good_is_no_failure(script: dict[str, object]) -> None:
+    """Tests a topic whose absence was accepted, and one whose absence was not.
+
+    Somebody deletes topics on purpose, somebody else by mistake.
+    Could go wrong: an accepted absence fails for ever, or an accident is green.
+    """
+    script["events"] = [
+        TopicMissing(capture=CAPTURE, topic="old", topic_id="B" * 22),
+        committed("orders"),
+        finished(),
+    ]
+    result = run(["old", "orders"])
+    assert result.success
+    shown = materialized(result)["old"].metadata
+    assert "gone" in shown["kafka_backup/status"].value
+    assert "kafka_backup/restore" not in shown
+
+    script["events"] = [
+        TopicFailed(capture=CAPTURE, topic="old", partition=None, error=TopicMissingError("old is gone")),
+        committed("orders"),
+        finished("partial"),
+    ]
+    result = run(["old", "orders"])
+    assert set(materialized(result)) == {"orders"}
+    assert "not saved: old is gone" in failure(result)
+
+
+def test_what_a_capture_could_not_take_is_shown(script: dict[str, object]) -> None:
+    """Tests a topic that was made again, one with an open transaction, one that was cut back.
+
+    All three mean that a reader of the backup gets something else than he might think.
+    Could go wrong: the run is green and says nothing.
+    """
+    cut = committed("c", start=5)
+    script["events"] = [
+        TopicRecreated(capture=CAPTURE, topic="a", topic_id="A" * 22, previous_topic_id="Z" * 22),
+        TransactionOpen(
+            capture=CAPTURE,
+            topic="b",
+            partition=2,
+            producer_id=7,
+            producer_epoch=0,
+            first_offset=10,
+            opened_at=1,
+            held_back=40,
+        ),
+        committed("a"),
+        committed("b"),
+        replace(cut, partitions=(replace(cut.partitions[0], truncated=OffsetSpan(start=5, end=9)),)),
+        finished("lossy"),
+    ]
+    result = run(["a", "b", "c"])
+    shown = materialized(result)
+
+    assert "Z" * 22 in shown["a"].metadata["kafka_backup/recreated"].value
+    assert shown["b"].metadata["kafka_backup/held_back"].value == 40
+    assert "c [0]: offsets 5 to 9 (exclusive), cut off" in shown["c"].metadata["kafka_backup/LOST"].value
+    assert "lost: c [0]: offsets 5 to 9" in failure(result)
+
+
+@pytest.mark.parametrize("status", ["partial", "lossy"])
+def test_capture_that_calls_itself_incomplete_is_never_green(script: dict[str, object], status: str) -> None:
+    """Tests a status without any event that explains it.
+
+    Green means that everything is safe, and the engine has the last word.
+    Could go wrong: a later engine tells of a new kind of failure that is not known here.
+    """
+    script["events"] = [committed("orders"), finished(status)]
+    assert f"the capture is {status}" in failure(run(["orders"]))
 
 
 def test_losses_are_red_words() -> None:
@@ -460,6 +572,7 @@ def test_definitions_show_no_secret_and_contact_nobody(tmp_path: Path, as_file: 
         "kafka/prod/orders",
         "kafka_backup/prod/orders",
         "kafka_backup/prod/matching_topics",
+        "kafka_backup/prod/consumer_groups",
         "kafka_restored/prod/orders",
     }
     assert "hunter2" not in shown

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,7 +9,7 @@ from kio.schema.describe_log_dirs.v3.request import DescribableLogDirTopic, Desc
 from kio.schema.describe_log_dirs.v3.response import DescribeLogDirsResponse
 
 from kafka_backup.errors import KafkaBackupError
-from kafka_backup.kafka.cluster import Cluster, Partition
+from kafka_backup.kafka.cluster import Cluster, Partition, by_topic
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,13 +33,10 @@ def log_sizes(
 
 
 def _question(group: Sequence[Partition], _epochs: Mapping[Partition, int]) -> DescribeLogDirsRequest:
-    numbers: dict[str, list[int]] = defaultdict(list)
-    for topic, number in group:
-        numbers[topic].append(number)
     return DescribeLogDirsRequest(
         topics=tuple(
-            DescribableLogDirTopic(topic=topic, partitions=tuple(found))  # type: ignore[arg-type]
-            for topic, found in numbers.items()
+            DescribableLogDirTopic(topic=topic, partitions=tuple(numbers))  # type: ignore[arg-type]
+            for topic, numbers in by_topic(group).items()
         )
     )
 
