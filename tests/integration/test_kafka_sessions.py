@@ -1,12 +1,15 @@
 """Sessions that the broker ends after two seconds (KIP-368), with work that takes longer."""
 
+import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from kio.schema.metadata.v12.request import MetadataRequest
 from kio.schema.metadata.v12.response import MetadataResponse
 
+from kafka_backup import BackupConfig, ClusterConfig, Engine, EngineConfig, RepositoryConfig
 from kafka_backup.kafka.cluster import Cluster
 from kafka_backup.kafka.connection import Connection
 from kafka_backup.kafka.connection_pool import ConnectionPool
@@ -14,6 +17,8 @@ from kafka_backup.kafka.fetch import PartitionFetcher
 from kafka_backup.kafka.produce import PartitionProducer
 from kafka_backup.kafka.settings import Address, ConnectionSettings
 from kafka_backup.kafka.topics import TopicAdmin
+from tests.support.engine import capture, restore, restored_as
+from tests.support.quotas import set_quota
 from tests.support.records import NewRecord, encode_batch
 from tests.support.secure_cluster import SESSION_MS, USER, SecureCluster
 from tests.support.topics import new_topic, produce, read_topic
@@ -35,15 +40,20 @@ class Watched(ConnectionPool):
 
 
 def settings(secure: SecureCluster, mechanism: str = "SCRAM-SHA-512") -> ConnectionSettings:
-    """Of a client at the listener whose sessions are short; tokens are good for little longer than those."""
+    """Of a client at the listener whose sessions are short; tokens are good for a few of them."""
     properties = secure.properties("SHORT", mechanism)
     if mechanism != "OAUTHBEARER":
         return ConnectionSettings.from_properties(secure.servers("SHORT"), properties)
     return ConnectionSettings.from_properties(
         secure.servers("SHORT"),
         properties,
-        oauth_cb=lambda _: (secure.signer.token(USER, lifetime=5), time.time() + 5),
+        oauth_cb=token_of(secure),
     )
+
+
+def token_of(secure: SecureCluster) -> Callable[[str], tuple[str, float]]:
+    """Gives tokens that are good for a few sessions."""
+    return lambda _: (secure.signer.token(USER, lifetime=8), time.time() + 8)
 
 
 @pytest.fixture
@@ -164,3 +174,45 @@ def test_a_pipeline_of_writes_goes_on_through_its_sessions(secure: SecureCluster
     assert not connection.closed
     records = read_topic(secure.bootstrap_servers, topic)[0]
     assert [record.value for record in records] == [b"%d" % n for n in range(sent)]
+
+
+def test_a_throttled_capture_outlives_its_sessions(
+    secure: SecureCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What: a capture slowed by a quota to several sessions, each with a token; then restored, and compared.
+
+    Why: a broker that throttles a client reads its next request late: it hangs up if the session is over by
+    then, and it refuses to renew a session twice within a second.
+    Risk: connections that are given up and opened again for hours; or "does not offer OAUTHBEARER".
+    """
+    topic = new_topic(secure, 2)
+    for partition in range(2):
+        values = [NewRecord(b"%d-%d" % (partition, n) + bytes(10_000)) for n in range(120)]
+        produce(secure.bootstrap_servers, topic, values, partition=partition, config={"batch.size": 50_000})
+    client_id = f"slow-{secrets.token_hex(4)}"
+    set_quota(secure, client_id, 200_000)
+    connections: set[Connection] = set()
+    authenticate = Connection._authenticate
+
+    def watched(connection: Connection) -> None:
+        connections.add(connection)
+        authenticate(connection)
+
+    monkeypatch.setattr(Connection, "_authenticate", watched)
+    config = EngineConfig(
+        cluster=ClusterConfig(
+            bootstrap_servers=secure.servers("SHORT"),
+            properties=secure.properties("SHORT", "OAUTHBEARER", client_id=client_id),
+            oauth_cb=token_of(secure),
+            retry_seconds=30,
+        ),
+        repository=RepositoryConfig(url=f"file://{tmp_path}"),
+        backup=BackupConfig(consumer_groups=(), segment_bytes=1 << 16),
+    )
+    with Engine.open(config) as engine:
+        capture(engine, topic)
+        assert max(connection.authentications for connection in connections) > RENEWALS
+        assert len(connections) <= 4
+        set_quota(secure, client_id, 100_000_000)
+        restore(engine, "r1", topic)
+    assert read_topic(secure.bootstrap_servers, f"restored-{topic}") == restored_as(secure, topic)

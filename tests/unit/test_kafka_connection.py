@@ -10,7 +10,7 @@ from kio.schema.errors import ErrorCode
 from kio.schema.metadata.v12.request import MetadataRequest
 from kio.schema.metadata.v12.response import MetadataResponse
 
-from kafka_backup.errors import CancelledError, ConfigurationError, UnreachableError
+from kafka_backup.errors import AuthorizationError, CancelledError, ConfigurationError, UnreachableError
 from kafka_backup.kafka.connection import Connection
 from kafka_backup.kafka.settings import ConnectionSettings
 from tests.support.scripted_broker import APIS, ScriptedBroker, api_versions
@@ -217,3 +217,30 @@ def test_an_error_code_of_a_newer_broker_is_no_crash() -> None:
         with pytest.raises(UnreachableError, match=r"MetadataResponse that cannot be read.*12345"):
             connection.request(QUESTION, MetadataResponse)
     assert 12_345 not in list(ErrorCode)
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "says"),
+    [
+        (33, AuthorizationError, "does not offer PLAIN, only SCRAM-SHA-512"),
+        (34, UnreachableError, "ILLEGAL_SASL_STATE"),
+    ],
+)
+def test_a_refused_sasl_handshake(code: int, kind: type[Exception], says: str) -> None:
+    """What: a mechanism that is not offered, and a handshake that comes at a wrong moment.
+
+    Why: the first no retry mends; the second, as after two renewals within a second, a new connection does.
+    Risk: an hour's capture ended by a broker that was only slow.
+    """
+    offered = b"\0\0\0\1\0\x0dSCRAM-SHA-512"
+    with (
+        ScriptedBroker({17: lambda _: struct.pack(">ih", 2, code) + offered}) as broker,
+        pytest.raises(kind, match=says),
+    ):
+        connect(
+            broker,
+            security_protocol="SASL_PLAINTEXT",
+            sasl_mechanism="PLAIN",
+            sasl_username="u",
+            sasl_password="p",
+        )

@@ -7,6 +7,7 @@ GIL: a thread that waits for the network costs nothing, and record bytes are nev
 from __future__ import annotations
 
 import contextlib
+import datetime
 import io
 import select
 import socket
@@ -20,6 +21,7 @@ from typing import Any, TypeVar
 
 from kio.schema.api_versions.v3.request import ApiVersionsRequest
 from kio.schema.api_versions.v3.response import ApiVersionsResponse
+from kio.schema.errors import ErrorCode
 from kio.schema.sasl_authenticate.v2.request import SaslAuthenticateRequest
 from kio.schema.sasl_authenticate.v2.response import SaslAuthenticateResponse
 from kio.schema.sasl_handshake.v1.request import SaslHandshakeRequest
@@ -51,6 +53,9 @@ _TIMEVAL = struct.Struct("@ll")
 _UNSUPPORTED_VERSION = 35
 _USED_OF_SESSION = 0.85
 """The part of a session's life after which we prove our identity again, as Kafka's own client does."""
+_SHORTEST_SESSION = 1.05
+"""Seconds between two renewals: brokers refuse to be asked again within a second (SaslServerAuthenticator)."""
+_MILLISECOND = datetime.timedelta(milliseconds=1)
 _SIZE = struct.Struct(">i")
 _REQUEST_HEADER = struct.Struct(">hhih")
 
@@ -84,6 +89,7 @@ class Connection:
         self._expected: deque[int] = deque()
         self._early: deque[memoryview] = deque()
         self._renew_at: float | None = None
+        self._muted_until = self._throttle_seconds = 0.0
         self.authentications = 0
         self._answered = False
         self._closed = False
@@ -129,12 +135,21 @@ class Connection:
 
     @property
     def is_reusable(self) -> bool:
-        """Whether it is open and quiet: no response is outstanding, and the broker has not hung up."""
-        if self._closed or self._expected or self._early:
+        """Whether it is open, quiet and not throttled: no response is outstanding, nobody has hung up."""
+        if self._closed or self._expected or self._early or self._muted_seconds:
             return False
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
         return not poll.poll(0)
+
+    def throttle(self, milliseconds: int) -> None:
+        """Note that the broker will read nothing from here for that long, a quota's doing (KIP-219)."""
+        self._throttle_seconds = milliseconds / 1000
+        self._muted_until = time.monotonic() + self._throttle_seconds
+
+    @property
+    def _muted_seconds(self) -> float:
+        return max(0.0, self._muted_until - time.monotonic())
 
     def request(
         self,
@@ -149,7 +164,8 @@ class Connection:
         Args:
             payload: a request entity of kio.
             response_type: the response entity of the same API and version.
-            timeout: seconds without a byte until the broker counts as gone; by default socket.timeout.ms.
+            timeout: seconds without a byte until the broker counts as gone; by default socket.timeout.ms. The
+                time for which it throttles us is added.
             check_stop: called a few times a second while nothing comes; raises to stop.
 
         Raises:
@@ -157,7 +173,10 @@ class Connection:
         """
         self._renew_session()
         self._send_entity(payload)
-        return self._decode(self.receive(timeout=timeout, check_stop=check_stop), response_type)
+        answer = self._decode(self.receive(timeout=timeout, check_stop=check_stop), response_type)
+        if (throttle := getattr(answer, "throttle_time", None)) is not None:
+            self.throttle(throttle // _MILLISECOND)
+        return answer
 
     def _send_entity(self, payload: Any) -> None:
         body = io.BytesIO()
@@ -236,7 +255,8 @@ class Connection:
 
         Args:
             buffer: taken if it is large enough, else a new one is made; the view is into it.
-            timeout: seconds without a byte until the broker counts as gone; by default socket.timeout.ms.
+            timeout: seconds without a byte until the broker counts as gone; by default socket.timeout.ms. The
+                time for which it throttles us is added.
             check_stop: called a few times a second while nothing comes; raises to stop.
 
         Raises:
@@ -256,6 +276,7 @@ class Connection:
         check_stop: Callable[[], None] | None = None,
     ) -> memoryview:
         patience = self._settings.socket_timeout if timeout is None else timeout
+        patience += self._muted_seconds
         prefix = bytearray(8)
         with self._working():
             self._read(memoryview(prefix), patience, check_stop)
@@ -312,8 +333,12 @@ class Connection:
 
     def _authenticate(self) -> None:
         mechanism = self._settings.properties["sasl.mechanism"]
-        began = time.monotonic()
         shake = self._ask(SaslHandshakeRequest(mechanism=mechanism), SaslHandshakeResponse)
+        began = time.monotonic()  # not before: a broker that throttles us reads the request late
+        if shake.error_code not in (ErrorCode.none, ErrorCode.unsupported_sasl_mechanism):
+            raise UnreachableError(
+                f"broker {self.address} refused the SASL handshake: {shake.error_code.name.upper()}"
+            )
         if shake.error_code:
             raise AuthorizationError(
                 f"broker {self.address} does not offer {mechanism}, only {', '.join(shake.mechanisms)}"
@@ -332,12 +357,19 @@ class Connection:
             return answer.auth_bytes
 
         auth.authenticate(exchange, self._settings, self.address)
-        self._renew_at = began + lifetime * _USED_OF_SESSION if lifetime > 0 else None
+        self._renew_at = began + max(lifetime * _USED_OF_SESSION, _SHORTEST_SESSION) if lifetime > 0 else None
         self.authentications += 1
 
     def _renew_session(self) -> None:
-        """Authenticate again when it is time; responses still to come arrive before the broker's answers."""
-        if self._renew_at is None or time.monotonic() < self._renew_at:
+        """Authenticate again when it is time; responses still to come arrive before the broker's answers.
+
+        What counts is when the broker will read the next request: a throttled one reads late, and hangs up
+        if the session is over by then. Only a renewal may come after its end.
+        """
+        if self._renew_at is None:
+            return
+        read_at = time.monotonic() + self._muted_seconds + len(self._expected) * self._throttle_seconds
+        if read_at < self._renew_at:
             return
         while self._expected:
             self._early.append(self._receive())

@@ -267,10 +267,7 @@ class PartitionFetcher:
         connection, self._connection = self._connection, None
         if connection is None:
             return
-        if self._throttle_seconds > 0:  # the broker reads nothing from it for that long
-            connection.close()
-        else:
-            self._cluster.connections.give_back(connection)
+        self._cluster.connections.give_back(connection)
 
     def _drop(self) -> None:
         """Close the connection: what is wrong with it, others must not meet again."""
@@ -351,11 +348,7 @@ class PartitionFetcher:
             self._throttle_seconds = 0.0
             self._ask()
         connection = self._connection
-        frame = connection.receive(
-            self._buffers[0],
-            timeout=self._cluster.settings.socket_timeout + self._throttle_seconds,
-            check_stop=self._check_stop,
-        )
+        frame = connection.receive(self._buffers[0], check_stop=self._check_stop)
         # A buffer that one huge batch needed is not kept.
         if isinstance(frame.obj, bytearray) and len(frame.obj) <= 2 * self._max_bytes:
             self._buffers[0] = frame.obj
@@ -365,6 +358,7 @@ class PartitionFetcher:
         except (IndexError, struct.error) as error:
             raise UnreachableError(f"{self._where}: the answer cannot be read: {error}") from error
         self._throttle_seconds = answer.throttle_ms / 1000
+        connection.throttle(answer.throttle_ms)
         if answer.error_code:
             raise self._error(answer.error_code)
         if answer.preferred_replica >= 0 and not answer.records:

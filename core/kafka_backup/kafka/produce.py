@@ -114,8 +114,6 @@ class PartitionProducer:
         self._connection = self._pool.take(address)
         self._topic = topic
         self._partition = partition
-        self._patience = cluster.settings.socket_timeout
-        self._throttle_seconds = 0.0
 
     def send(self, batch: bytearray | memoryview) -> None:
         """Send one sealed batch; the memory must stay as it is until its result is received."""
@@ -128,9 +126,7 @@ class PartitionProducer:
         Raises:
             UnreachableError: none came; whether the batch was written is unknown.
         """
-        frame = self._connection.receive(
-            timeout=self._patience + self._throttle_seconds, check_stop=check_stop
-        )
+        frame = self._connection.receive(check_stop=check_stop)
         try:
             result = parse_produce_response(frame)
         except (IndexError, struct.error) as error:
@@ -139,12 +135,9 @@ class PartitionProducer:
                 f"{self._topic} [{self._partition}]: broker {self._connection.address} sent an answer that "
                 f"cannot be read: {error}"
             ) from error
-        self._throttle_seconds = result.throttle_ms / 1000
+        self._connection.throttle(result.throttle_ms)
         return result
 
     def close(self) -> None:
         """Let go of the connection; the outcome of batches without a result is unknown."""
-        if self._throttle_seconds > 0:  # the broker reads nothing from it for that long
-            self._connection.close()
-        else:
-            self._pool.give_back(self._connection)
+        self._pool.give_back(self._connection)
