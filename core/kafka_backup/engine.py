@@ -193,7 +193,12 @@ class Engine:
 
     def release_retention(self, restore_id: str) -> Sequence[str]:
         """Apply the saved retention that a restore held back; returns the target topics changed."""
-        return _restore.release_retention(restore_id, repository=self.repository(), admin=self._target.admin)
+        return _restore.release_retention(
+            restore_id,
+            repository=self.repository(),
+            cluster=self._target.cluster,
+            admin=self._target.admin,
+        )
 
     def offset_map(self, restore_id: str, source_topic: str, partition: int) -> OffsetMap:
         """The offset map of a finished restore for one source partition."""

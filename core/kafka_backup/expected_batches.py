@@ -38,6 +38,10 @@ class PartitionTarget:
         return f"{self.topic.target} [{self.partition.partition}]"
 
 
+class DamagedSourceError(DamagedError):
+    """A segment of the repository is not what its commit says; nothing is wrong with the target."""
+
+
 def stamp_of(request: RestoreRequest) -> Stamp | None:
     """The headers that a restore adds to each record; None if it adds none."""
     stamp = Stamp(offset=request.original_offset_header, timestamp=request.original_timestamp_header)
@@ -70,7 +74,8 @@ def expected_batches(
         proofs: of the segments that were read before, which are not hashed again; new ones are added.
 
     Raises:
-        DamagedError: a segment is not what its commit says, naming it; before its first batch is yielded.
+        DamagedSourceError: a segment is not what its commit says, naming it; before its first batch is
+            yielded.
         RefusedError: a record does not fit into the target.
     """
     segments = source_segments(
@@ -87,9 +92,8 @@ def expected_batches(
                 target, segment, SegmentReader(store, segment, proofs=proofs), before_segment, check_crc
             )
         except DamagedError as error:
-            if segment.key in str(error):
-                raise
-            raise DamagedError(f"segment {segment.key} is damaged: {error}") from error
+            detail = str(error) if segment.key in str(error) else f"segment {segment.key} is damaged: {error}"
+            raise DamagedSourceError(f"{target.topic.source} [{segment.partition}]: {detail}") from error
 
 
 def _segment_batches(

@@ -8,21 +8,22 @@ doubt the target's own log, not memory, says where to go on.
 
 from __future__ import annotations
 
+import hashlib
 import random
+import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from kafka_backup.errors import BrokerError, DamagedError, KafkaBackupError, RefusedError, UnreachableError
 from kafka_backup.expected_batches import PartitionTarget, expected_batches
 from kafka_backup.kafka.cluster import LATEST, Cluster, OffsetAnswer
-from kafka_backup.kafka.fetch import PartitionFetcher
 from kafka_backup.kafka.produce import PartitionProducer, ProduceResult
+from kafka_backup.log_comparison import Found, LogComparison
 from kafka_backup.offset_mapping import OffsetMap
 from kafka_backup.progress import Deadline, StopToken
-from kafka_backup.records.batch import CRC_START, BatchHeader, crc_is_valid
 from kafka_backup.records.convert import TargetBatch
-from kafka_backup.records.rewrite import address, seal
+from kafka_backup.records.rewrite import seal
 from kafka_backup.repository.segments import SegmentProofs
 from kafka_backup.repository.store import Store
 
@@ -37,10 +38,13 @@ _UNCERTAIN = frozenset({19, 20, 45})
 
 @dataclass(slots=True, kw_only=True)
 class Outcome:
-    """What a partition's restore came to.
+    """What a partition's restore came to, from what its target was seen to hold.
 
     Attributes:
-        oldest_batch: the smallest max timestamp of its batches, ms; None without records.
+        oldest: the smallest max timestamp of its batches, ms; None without records.
+        newest: the largest.
+        digest: SHA-256 over all batches in the log, whoever produced them.
+        produce_seconds: how long writing took in this attempt; `verify_seconds`: reading back.
     """
 
     offset_map: OffsetMap
@@ -48,101 +52,27 @@ class Outcome:
     fast_batches: int = 0
     slow_batches: int = 0
     raw_bytes: int = 0
-    oldest_batch: int | None = None
+    oldest: int | None = None
+    newest: int | None = None
+    digest: str = ""
+    produce_seconds: float = 0.0
+    verify_seconds: float = 0.0
 
-    def note(self, batch: TargetBatch) -> None:
-        """Count a batch that the target was seen to hold."""
-        self.records += batch.record_count
-        self.raw_bytes += batch.size
-        if batch.reencoded:
-            self.slow_batches += 1
-        else:
-            self.fast_batches += 1
-        for source_offset, count in batch.runs:
+    def note(self, found: Found) -> None:
+        """Count records that the target was seen to hold."""
+        self.records += found.record_count
+        self.raw_bytes += found.size
+        if found.content:
+            self.slow_batches += found.reencoded
+            self.fast_batches += not found.reencoded
+        for source_offset, count in found.runs:
             self.offset_map.add(source_offset, count)
-        oldest = self.oldest_batch
-        self.oldest_batch = batch.max_timestamp if oldest is None else min(oldest, batch.max_timestamp)
-
-
-def compare_log(
-    target: PartitionTarget,
-    cluster: Cluster,
-    *,
-    start: int,
-    end: int,
-    expected: Iterator[TargetBatch],
-    retry_seconds: float,
-    stop: StopToken,
-) -> Iterator[TargetBatch]:
-    """Read target offsets ``[start, end)`` and yield each expected batch that is found there.
-
-    The bytes are compared: CRC over what was read, base offset and contiguity, then everything from
-    the attributes on must equal the expected batch under the found producer fields.
-
-    Raises:
-        DamagedError: the log holds something else, or ends inside the expected batches.
-    """
-    position = start
-    if end <= start:
-        return
-    fetcher = PartitionFetcher(
-        cluster,
-        target.topic.target,
-        target.target_topic_id,
-        target.partition.partition,
-        start=start,
-        end=end,
-        isolation="read_uncommitted",
-        retry_seconds=retry_seconds,
-        check_stop=stop.check,
-    )
-    with fetcher:
-        for fetched in fetcher:
-            for place, header in fetched.batches:
-                if header.base_offset >= end:
-                    return
-                if header.base_offset != position or not crc_is_valid(fetched.records, place, header):
-                    raise DamagedError(
-                        f"{target.name} is damaged at offset {position}: the log holds a batch "
-                        f"[{header.base_offset}, {header.next_offset}) there"
-                        f"{'' if header.base_offset != position else ' whose CRC is wrong'}; delete the "
-                        "topic and restore it again"
-                    )
-                batch = next(expected, None)
-                if batch is None or not _equal(batch, fetched.records, place, header):
-                    raise DamagedError(
-                        f"{target.name} is not what the plan says at offset {position}: "
-                        f"{_difference(batch, header)}; somebody else wrote there, or it was changed. "
-                        "Delete the topic and restore it again"
-                    )
-                position = header.next_offset
-                yield batch
-
-
-def _equal(batch: TargetBatch, records: memoryview, place: int, header: BatchHeader) -> bool:
-    """Whether a batch of the target's log is the expected one, its producer fields aside."""
-    if header.size != batch.size:
-        return False
-    address(
-        batch.data,
-        producer_id=header.producer_id,
-        producer_epoch=header.producer_epoch,
-        base_sequence=header.base_sequence,
-    )
-    # The checksum of what was read is proved, so that of what is expected need not be computed.
-    # bytearray compares with memcmp; two memoryviews would be compared item by item.
-    return bytearray(memoryview(batch.data)[CRC_START:]) == records[place + CRC_START : place + header.size]
-
-
-def _difference(batch: TargetBatch | None, header: BatchHeader) -> str:
-    if batch is None:
-        return f"{header.record_count} records too many"
-    if batch.record_count != header.record_count:
-        return f"a batch of {header.record_count} records instead of {batch.record_count}"
-    return (
-        f"the batch of source offsets [{batch.first_source_offset}, {batch.last_source_offset + 1}) "
-        "has other bytes"
-    )
+        self.oldest = min(
+            found.max_timestamp, self.oldest if self.oldest is not None else found.max_timestamp
+        )
+        self.newest = max(
+            found.max_timestamp, self.newest if self.newest is not None else found.max_timestamp
+        )
 
 
 class PartitionRestore:
@@ -157,7 +87,7 @@ class PartitionRestore:
         retry_seconds: float,
         stop: StopToken,
         before_segment: Callable[[], None],
-        on_batch: Callable[[str, TargetBatch], None],
+        on_records: Callable[[str, int, int], None],
         resumed: bool = False,
     ) -> None:
         """Prepare; nothing is contacted yet.
@@ -169,7 +99,7 @@ class PartitionRestore:
             retry_seconds: how long there may be no progress.
             stop: ends the work with CancelledError.
             before_segment: called before each segment; raises when a newer attempt took over.
-            on_batch: told each batch acknowledged (``produce``) and compared (``verify``).
+            on_records: told the records and bytes acknowledged (``produce``) and compared (``verify``).
             resumed: another attempt came before, whose last requests may still be on their way.
         """
         self._resumed = resumed
@@ -179,37 +109,57 @@ class PartitionRestore:
         self._retry_seconds = retry_seconds
         self._stop = stop
         self._before_segment = before_segment
-        self._on_batch = on_batch
+        self._on_records = on_records
         self._initial_end = target.partition.initial_end
         self._proofs: SegmentProofs = {}
 
-    def produce(self) -> int:
-        """Write what the target does not hold yet; return its end offset.
+    def run(self) -> Outcome:
+        """Write what the target does not hold yet, and compare all of it with the repository.
 
         Raises:
+            As `produce` and `verify`.
+        """
+        began = time.monotonic()
+        self.produce()
+        produced = time.monotonic()
+        outcome = self.verify()
+        outcome.produce_seconds = produced - began
+        outcome.verify_seconds = time.monotonic() - produced
+        return outcome
+
+    def produce(self) -> None:
+        """Write what the target does not hold yet.
+
+        Raises:
+            DamagedSourceError: the repository's part is damaged; what comes before it was written.
             DamagedError: the target holds something else than the plan says.
             RefusedError: the tripwire: an acknowledgement named another offset than expected.
             UnreachableError: no progress for `retry_seconds`.
         """
-        expected = self._expected()
-        end = self._quiet_end() if self._resumed else self._settled_end()
-        acknowledged = self._initial_end
-        for batch in self._compare(acknowledged, end, expected):
-            acknowledged += batch.record_count
-            self._on_batch("produce", batch)
-        if acknowledged != end:
-            raise DamagedError(f"{self._target.name}: the log ends at {end}, its batches at {acknowledged}")
+        while True:
+            comparison = self._compare(self._initial_end, self._expected())
+            for found in comparison.run(self._quiet_end() if self._resumed else self._settled_end()):
+                self._on_records("produce", found.record_count, found.size)
+            try:
+                self._pipeline(comparison).run()
+            except _LogCutBack:
+                # An unclean leader election lost acknowledged batches: what is left says where to go on.
+                self._resumed = True
+                continue
+            return
+
+    def _pipeline(self, comparison: LogComparison) -> _Pipeline:
         return _Pipeline(
             self._target,
             cluster=self._cluster,
-            batches=expected,
-            position=acknowledged,
+            batches=comparison.rest(),
+            position=comparison.position,
             retry_seconds=self._retry_seconds,
             stop=self._stop,
             quiet_end=self._quiet_end,
             compare=self._compare,
-            on_acknowledged=lambda batch: self._on_batch("produce", batch),
-        ).run()
+            on_acknowledged=lambda records, size: self._on_records("produce", records, size),
+        )
 
     def verify(self) -> Outcome:
         """Compare the whole target range with the repository, batch by batch.
@@ -218,20 +168,19 @@ class PartitionRestore:
             DamagedError: naming the first offset that differs.
         """
         outcome = Outcome(offset_map=OffsetMap(target_start=self._initial_end))
-        expected = self._expected(check_crc=False)
+        digest = hashlib.sha256()
+        comparison = self._compare(self._initial_end, self._expected(check_crc=False))
         end = self._settled_end()
-        for batch in self._compare(self._initial_end, end, expected):
-            outcome.note(batch)
-            self._on_batch("verify", batch)
-        if (missing := next(expected, None)) is not None:
+        for found in comparison.run(end):
+            outcome.note(found)
+            digest.update(found.content)
+            self._on_records("verify", found.record_count, found.size)
+        if (missing := next(comparison.rest(), None)) is not None:
             raise DamagedError(
                 f"{self._target.name} ends at offset {end}, but source offsets from "
                 f"{missing.first_source_offset} on should follow; run the restore again to continue it"
             )
-        if outcome.offset_map.target_end != end:
-            raise DamagedError(
-                f"{self._target.name} ends at offset {end} instead of {outcome.offset_map.target_end}"
-            )
+        outcome.digest = digest.hexdigest()
         return outcome
 
     def _expected(self, *, check_crc: bool = True) -> Iterator[TargetBatch]:
@@ -243,13 +192,12 @@ class PartitionRestore:
             proofs=self._proofs,
         )
 
-    def _compare(self, start: int, end: int, expected: Iterator[TargetBatch]) -> Iterator[TargetBatch]:
-        return compare_log(
+    def _compare(self, start: int, expected: Iterator[TargetBatch]) -> LogComparison:
+        return LogComparison(
             self._target,
             self._cluster,
+            expected,
             start=start,
-            end=end,
-            expected=expected,
             retry_seconds=self._retry_seconds,
             stop=self._stop,
         )
@@ -302,6 +250,10 @@ class _SourceError(Exception):
         self.cause = cause
 
 
+class _LogCutBack(Exception):
+    """The target's log ends below what was acknowledged."""
+
+
 class _Pipeline:
     """Sends batches, a few in flight, and holds each acknowledgement against the tripwire."""
 
@@ -315,8 +267,8 @@ class _Pipeline:
         retry_seconds: float,
         stop: StopToken,
         quiet_end: Callable[[], int],
-        compare: Callable[[int, int, Iterator[TargetBatch]], Iterator[TargetBatch]],
-        on_acknowledged: Callable[[TargetBatch], None],
+        compare: Callable[[int, Iterator[TargetBatch]], LogComparison],
+        on_acknowledged: Callable[[int, int], None],
     ) -> None:
         self._target = target
         self._cluster = cluster
@@ -335,14 +287,14 @@ class _Pipeline:
         self._deadline = Deadline(retry_seconds)
         self._attempt = 0
 
-    def run(self) -> int:
-        """Send everything; return the target's end offset."""
+    def run(self) -> None:
+        """Send everything."""
         try:
             while True:
                 self._stop.check()
                 try:
                     if not self._step():
-                        return self._position
+                        return
                 except _SourceError as failed:
                     raise failed.cause from None
                 except BrokerError as error:
@@ -407,7 +359,7 @@ class _Pipeline:
         self._window = _IN_FLIGHT
         self._deadline = Deadline(self._retry_seconds)
         self._attempt = 0
-        self._on_acknowledged(batch)
+        self._on_acknowledged(batch.record_count, batch.size)
 
     def _recover(self, error: KafkaBackupError) -> None:
         """After an unknown outcome: look at the log, take what arrived, send the rest anew.
@@ -417,7 +369,7 @@ class _Pipeline:
         """
         self._close()
         self._window = 1
-        waiting = self._in_flight + self._unsent
+        waiting = tuple(self._in_flight + self._unsent)
         self._in_flight = deque()
         self._unsent = deque()
         while True:
@@ -429,18 +381,24 @@ class _Pipeline:
             self._attempt += 1
             self._stop.wait(min(5.0, 0.1 * 2 ** min(self._attempt, 6)) * random.uniform(0.5, 1.0))
             try:
-                end = self._quiet_end()
-                for batch in self._compare(self._position, end, iter(tuple(waiting))):
-                    waiting.popleft()
-                    self._position += batch.record_count
-                    self._on_acknowledged(batch)
+                self._unsent = self._not_arrived(self._quiet_end(), waiting)
             except (UnreachableError, BrokerError) as again:
                 if not again.retriable:
                     raise
                 error = again
                 continue
-            self._unsent = waiting
             return
+
+    def _not_arrived(self, end: int, waiting: Sequence[TargetBatch]) -> deque[TargetBatch]:
+        """Of the batches in doubt those that the log does not hold; the others count as acknowledged."""
+        if end < self._position:
+            raise _LogCutBack
+        comparison = self._compare(self._position, iter(waiting))
+        arrived = list(comparison.run(end))
+        self._position = comparison.position
+        for found in arrived:
+            self._on_acknowledged(found.record_count, found.size)
+        return deque(comparison.rest())
 
     def _close(self) -> None:
         if self._producer is not None:

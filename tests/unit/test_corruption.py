@@ -14,7 +14,7 @@ import pytest
 
 from kafka_backup import verify as verification
 from kafka_backup.errors import DamagedError, KafkaBackupError
-from kafka_backup.partition_restore import expected_batches
+from kafka_backup.expected_batches import expected_batches
 from kafka_backup.repository import documents, proven_object, restore_folder, segments
 from kafka_backup.repository.documents import (
     PartitionRange,
@@ -28,7 +28,7 @@ from kafka_backup.repository.layout import (
 )
 from kafka_backup.repository.repository import Repository
 from kafka_backup.repository.store import Store
-from kafka_backup.restore import _partition_targets
+from kafka_backup.restore_attempt import partition_targets
 from tests.unit.repositories import (
     CLUSTER,
     TOPIC,
@@ -49,7 +49,7 @@ def _produced(store: Store) -> Iterator[bytes]:
     plan = repository.restore_folder("r1").plan()
     assert plan is not None
     for topic in plan.topics:
-        for target in _partition_targets(plan, topic, TOPIC_ID, repository):
+        for target in partition_targets(plan, topic, TOPIC_ID, repository):
             for found in expected_batches(target, store, before_segment=lambda: None):
                 yield bytes(found.data)
 

@@ -58,6 +58,7 @@ from kafka_backup.repository.restore_documents import (
     RestoreAttempt,
     RestorePlan,
     RestoreReport,
+    RestoreVerification,
 )
 from kafka_backup.repository.restore_folder import key_of
 from kafka_backup.repository.segments import SegmentReader
@@ -217,7 +218,7 @@ def _keys(document: Document) -> Iterator[str]:
             for part in document.partitions:
                 for entry in part.segments:
                     yield log.stored_segment(document, part, entry).key
-        case RestorePlan() | RestoreAttempt() | RestoreReport() | OffsetMapDocument():
+        case RestorePlan() | RestoreAttempt() | RestoreVerification() | RestoreReport() | OffsetMapDocument():
             yield key_of(document)
         case Capture():
             for topic in document.topics:

@@ -149,6 +149,7 @@ class World:
                     attempt=1,
                     status="verified",
                     started_at=1,
+                    verified_at=1,
                     ended_at=2,
                     target_cluster_id="t",
                     topics=(),

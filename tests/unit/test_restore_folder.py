@@ -56,6 +56,7 @@ def _finish(folder: RestoreFolder) -> None:
             attempt=1,
             status="verified",
             started_at=1,
+            verified_at=2,
             ended_at=2,
             target_cluster_id="t",
             topics=(),

@@ -22,9 +22,13 @@ from kafka_backup.repository.restore_documents import (
     PlannedPartition,
     PlannedTopic,
     RestoreAttempt,
+    RestoredPartition,
+    RestoredTopic,
     RestorePlan,
     RestoreReport,
     RestoreRequest,
+    RestoreVerification,
+    VerifiedTopic,
 )
 from kafka_backup.repository.store import Store
 from tests.unit.repositories import CLUSTER, TOPIC, TOPIC_ID, batch, capture, memory_store
@@ -62,6 +66,17 @@ def restorable() -> Store:
         configuration={}, not_applied={}, retention_ms=-1, retention_bytes=-1, max_batch_bytes=1 << 20,
         partitions=(partition,),
     )  # fmt: skip
+    verified = VerifiedTopic(
+        source=TOPIC, target="again", target_topic_id=TOPIC_ID,
+        partitions=(
+            RestoredPartition(
+                partition=0, records=8, fast_batches=1, slow_batches=1, raw_bytes=9, source_start=0, source_end=8,
+                target_start=0, target_end=8, oldest=1, newest=2, digest="0" * 64, produce_seconds=1.0,
+                verify_seconds=1.0, verified=True,
+            ),
+        ),
+    )  # fmt: skip
+    restored = RestoredTopic(**dict(verified), configuration={}, not_applied={}, retention_held=False)
     for restore_id in RESTORES:
         folder = repository.restore_folder(restore_id)
         plan = RestorePlan(
@@ -90,12 +105,18 @@ def restorable() -> Store:
                     attempt=attempt,
                     status="verified",
                     started_at=1,
+                    verified_at=2,
                     ended_at=2,
                     target_cluster_id=CLUSTER,
-                    topics=(),
+                    topics=(restored,),
                     seconds=1.0,
                 )
             )  # fmt: skip
+        folder.put_verification(
+            RestoreVerification(
+                restore_id=restore_id, attempt=1, nonce="n", verified_at=2, topics=(verified,)
+            )
+        )
         folder.put_offset_map(
             OffsetMapDocument(
                 restore_id=restore_id,

@@ -212,6 +212,11 @@ def attempt_key(restore_id: str, attempt: int) -> str:
     return f"{attempts_folder(restore_id)}{_digits(attempt)}.json"
 
 
+def restore_verification_key(restore_id: str) -> str:
+    """Key of the proof that all targets of a restore were compared."""
+    return f"{restore_folder(restore_id)}verified.json"
+
+
 def reports_folder(restore_id: str) -> str:
     """Folder of a restore's reports."""
     return f"{restore_folder(restore_id)}reports/"

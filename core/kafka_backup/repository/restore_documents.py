@@ -177,16 +177,58 @@ class RestoreAttempt(Document):
 
 
 class RestoredPartition(Part):
-    """What was done for one partition: target offsets ``[target_start, target_end)``."""
+    """What was done for one partition: target offsets ``[target_start, target_end)``.
+
+    Attributes:
+        source_start: first source offset covered; `source_end`: exclusive.
+        oldest: the smallest max timestamp of its batches in the target, ms; `newest`: the largest.
+        digest: SHA-256 over the batches in the target: for each one base offset (int64), attributes
+            (int16), base and max timestamp (int64), number of records (int32), all big-endian, and the
+            CRC-32C of its records as they stand, compressed or not (uint32).
+        produce_seconds: of the attempt that verified it; `verify_seconds` as well.
+    """
 
     partition: Count
     records: Count
     fast_batches: Count
     slow_batches: Count
     raw_bytes: Count
+    source_start: Count
+    source_end: Count
     target_start: Count
     target_end: Count
+    oldest: Milliseconds | None
+    newest: Milliseconds | None
+    digest: Sha256
+    produce_seconds: float = Field(ge=0)
+    verify_seconds: float = Field(ge=0)
     verified: bool
+
+
+class VerifiedTopic(Part):
+    """A target topic that was compared with the repository from its first to its last record."""
+
+    source: TopicName
+    target: TopicName
+    target_topic_id: TopicId
+    partitions: tuple[RestoredPartition, ...]
+
+
+class RestoreVerification(Document):
+    """``restores/<id>/verified.json``: all targets hold what the plan says.
+
+    Stored before the saved configuration is put in force, which may compact or delete: from then on
+    nothing is compared any more, and whoever goes on begins with the configuration. Its topics are
+    those of the plan, in its order.
+    """
+
+    kind: ClassVar[str] = "restore verification"
+
+    restore_id: Identifier
+    attempt: Count
+    nonce: Identifier
+    verified_at: Milliseconds
+    topics: tuple[VerifiedTopic, ...]
 
 
 class RestoredTopic(Part):
@@ -214,6 +256,7 @@ class RestoreReport(Document):
     attempt: Count
     status: Literal["verified"]
     started_at: Milliseconds
+    verified_at: Milliseconds
     ended_at: Milliseconds
     target_cluster_id: str
     topics: tuple[RestoredTopic, ...]

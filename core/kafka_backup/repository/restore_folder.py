@@ -1,4 +1,4 @@
-"""What is stored of one restore: its plans, attempts, report and offset maps.
+"""What is stored of one restore: its plans, attempts, verification, report and offset maps.
 
 All of it is create-only, as everything in a repository. The highest plan is in force; a later one is
 only ever made before the first attempt. The highest attempt owns the restore: whoever created it
@@ -17,14 +17,16 @@ from kafka_backup.repository.restore_documents import (
     RestoreAttempt,
     RestorePlan,
     RestoreReport,
+    RestoreVerification,
 )
 from kafka_backup.repository.store import Store, put_once, read_document
 
-RestoreDocument = RestorePlan | RestoreAttempt | RestoreReport | OffsetMapDocument
+RestoreDocument = RestorePlan | RestoreAttempt | RestoreVerification | RestoreReport | OffsetMapDocument
 _D = TypeVar("_D", bound=RestoreDocument)
 _KINDS: Mapping[str, type[RestoreDocument]] = {
     "plans": RestorePlan,
     "attempts": RestoreAttempt,
+    "verified.json": RestoreVerification,
     "reports": RestoreReport,
     "offset-map": OffsetMapDocument,
 }
@@ -74,6 +76,18 @@ class RestoreFolder:
             WriterConflictError: another run took the number.
         """
         put_once(self._store, key_of(attempt), attempt.to_bytes())
+
+    def verification(self) -> RestoreVerification | None:
+        """Return the proof that all targets were compared; None before that. Asked by name, never stale."""
+        return self._read(layout.restore_verification_key(self.restore_id), RestoreVerification)
+
+    def put_verification(self, verification: RestoreVerification) -> None:
+        """Store the proof that all targets were compared.
+
+        Raises:
+            WriterConflictError: another run stored one.
+        """
+        put_once(self._store, key_of(verification), verification.to_bytes())
 
     def report(self) -> RestoreReport | None:
         """Return the report of the newest finished attempt, None if none is finished."""
@@ -141,6 +155,8 @@ def key_of(document: RestoreDocument) -> str:
             return layout.restore_plan_key(document.request.restore_id, document.number)
         case RestoreAttempt():
             return layout.attempt_key(document.restore_id, document.attempt)
+        case RestoreVerification():
+            return layout.restore_verification_key(document.restore_id)
         case RestoreReport():
             return layout.report_key(document.restore_id, document.attempt)
         case OffsetMapDocument():

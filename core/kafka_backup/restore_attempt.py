@@ -1,0 +1,331 @@
+"""One attempt at a planned restore, step by step."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+
+from kafka_backup.errors import DamagedError, RefusedError, WriterConflictError
+from kafka_backup.expected_batches import DamagedSourceError, PartitionTarget
+from kafka_backup.kafka.cluster import Cluster
+from kafka_backup.kafka.topics import TopicAdmin
+from kafka_backup.partition_restore import Outcome, PartitionRestore
+from kafka_backup.progress import RestoreProgress, StopToken
+from kafka_backup.repository.documents import sha256_of
+from kafka_backup.repository.repository import Repository
+from kafka_backup.repository.restore_documents import (
+    AttemptTarget,
+    PlannedTopic,
+    RestoreAttempt,
+    RestoredPartition,
+    RestoredTopic,
+    RestorePlan,
+    RestoreReport,
+    RestoreVerification,
+    VerifiedTopic,
+)
+from kafka_backup.repository.restore_folder import RestoreFolder
+from kafka_backup.restore_topics import RestoreTopics
+
+_PROGRESS_SECONDS = 0.5
+
+
+def partition_targets(
+    plan: RestorePlan, topic: PlannedTopic, topic_id: str, repository: Repository
+) -> Sequence[PartitionTarget]:
+    """The partitions of one planned topic, with the commit log that they are read by.
+
+    Raises:
+        RefusedError: the repository does not hold the commit that the plan names.
+    """
+    log = repository.commit_log(topic.source, topic.source_topic_id)
+    if log.head is None or log.head < topic.head or log.sha256_of(topic.head) != topic.head_sha256:
+        raise RefusedError(
+            f"commit {topic.head} of {topic.source} is not the one that restore {plan.request.restore_id} "
+            "was planned with; the repository was replaced. Plan a new restore"
+        )
+    return [
+        PartitionTarget(
+            request=plan.request, topic=topic, partition=partition, target_topic_id=topic_id, log=log
+        )
+        for partition in topic.partitions
+    ]
+
+
+def in_parallel(
+    targets: Sequence[PartitionTarget],
+    work: Callable[[PartitionTarget, StopToken], None],
+    *,
+    threads: int,
+    stop: StopToken,
+    tick: Callable[[], None],
+) -> None:
+    """Run `work` over all targets; the first error stops the others and is raised.
+
+    This thread wakes every 0.2 s, so that a signal or an interrupt is seen, and calls `tick`.
+    """
+    with ThreadPoolExecutor(
+        max_workers=max(1, min(threads, len(targets))), thread_name_prefix="restore"
+    ) as pool:
+        futures: set[Future[None]] = {pool.submit(work, target, stop) for target in targets}
+        try:
+            while futures:
+                done, futures = wait(futures, timeout=0.2, return_when=FIRST_EXCEPTION)
+                tick()
+                for future in done:
+                    future.result()
+                stop.check()
+        except BaseException:
+            stop.stop()
+            for future in futures:
+                future.cancel()
+            raise
+
+
+@dataclass(slots=True)
+class _Tally:
+    """Progress of one target topic, written by the partition threads."""
+
+    topic: PlannedTopic
+    records: dict[str, int] = field(default_factory=lambda: {"produce": 0, "verify": 0})
+    raw_bytes: dict[str, int] = field(default_factory=lambda: {"produce": 0, "verify": 0})
+
+
+class Attempt:
+    """Carries out a plan from wherever earlier attempts left it."""
+
+    def __init__(
+        self,
+        plan: RestorePlan,
+        *,
+        repository: Repository,
+        folder: RestoreFolder,
+        cluster: Cluster,
+        admin: TopicAdmin,
+        retry_seconds: float,
+        threads: int,
+        stop: StopToken,
+        on_progress: Callable[[RestoreProgress], None] | None,
+    ) -> None:
+        self._plan = plan
+        self._repository = repository
+        self._folder = folder
+        self._cluster = cluster
+        self._topics = RestoreTopics(plan, cluster=cluster, admin=admin, stop=stop)
+        self._retry_seconds = retry_seconds
+        self._threads = threads
+        self._stop = stop
+        self._on_progress = on_progress
+        self._began = time.monotonic()
+        self._started_at = time.time_ns() // 1_000_000
+        self._attempt = 0
+        self._lock = threading.Lock()
+        self._tallies = {topic.target: _Tally(topic) for topic in plan.topics}
+        self._outcomes: dict[tuple[str, int], Outcome] = {}
+        self._damage: list[DamagedSourceError] = []
+        self._told = 0.0
+
+    def run(self) -> RestoreReport:
+        """Carry out the attempt.
+
+        Once the verification is stored, the targets are never compared again: their saved configuration
+        may compact them or delete from them. Whoever stores it looks for a newer attempt after that,
+        and whoever makes an attempt looks for a verification after that; so while one configures, no
+        other compares.
+        """
+        self._topics.check_cluster()
+        previous = self._folder.attempts()
+        self._check_plan(previous)
+        verification = self._folder.verification()
+        if verification is None:
+            topic_ids = self._topics.prepare(previous)
+        else:
+            topic_ids = {topic.target: topic.target_topic_id for topic in verification.topics}
+            self._topics.check(topic_ids)
+        self._claim(previous, topic_ids)
+        verification = self._folder.verification() or self._restore(topic_ids)
+        self._still_ours()
+        return self._report(
+            verification,
+            [
+                self._topics.configure(topic, verified)
+                for topic, verified in zip(self._plan.topics, verification.topics, strict=True)
+            ],
+        )
+
+    def _check_plan(self, previous: Sequence[RestoreAttempt]) -> None:
+        for attempt in previous:
+            if attempt.plan_sha256 != sha256_of(self._plan.to_bytes()):
+                raise DamagedError(
+                    f"attempt {attempt.attempt} of restore {self._folder.restore_id} was begun with another plan than "
+                    "the stored one; put the right plan back from a copy of the repository, or plan a new restore"
+                )
+
+    def _claim(self, previous: Sequence[RestoreAttempt], topic_ids: Mapping[str, str]) -> None:
+        """Become the owner: whoever has the highest attempt, writes."""
+        self._attempt = previous[-1].attempt + 1 if previous else 1
+        self._folder.put_attempt(
+            RestoreAttempt(
+                restore_id=self._folder.restore_id,
+                attempt=self._attempt,
+                nonce=secrets.token_hex(16),
+                started_at=self._started_at,
+                plan_sha256=sha256_of(self._plan.to_bytes()),
+                targets=tuple(
+                    AttemptTarget(topic=topic, topic_id=topic_id)
+                    for topic, topic_id in sorted(topic_ids.items())
+                ),
+            ),
+        )
+
+    def _still_ours(self) -> None:
+        """Stop when a newer attempt exists: two writers would break each other's offsets."""
+        self._stop.check()
+        restore_id = self._folder.restore_id
+        if (newer := self._folder.attempt(self._attempt + 1)) is None:
+            return
+        if newer.action == "abandon":
+            raise WriterConflictError(f"restore {restore_id} was abandoned; this run stops where it is")
+        raise WriterConflictError(
+            f"a newer attempt took over restore {restore_id}; this one stops. Wait for the other to end"
+        )
+
+    def _restore(self, topic_ids: Mapping[str, str]) -> RestoreVerification:
+        """Write what the targets do not hold yet, read all of it back, and store the proof."""
+        targets = [
+            target
+            for topic in self._plan.topics
+            for target in partition_targets(self._plan, topic, topic_ids[topic.target], self._repository)
+        ]
+        in_parallel(targets, self._restore_partition, threads=self._threads, stop=self._stop, tick=self._tell)
+        self._tell(final=True)
+        self._refuse_damage()
+        self._still_ours()
+        self._store_offset_maps()
+        verification = RestoreVerification(
+            restore_id=self._folder.restore_id,
+            attempt=self._attempt,
+            nonce=secrets.token_hex(16),
+            verified_at=time.time_ns() // 1_000_000,
+            topics=tuple(self._verified(topic, topic_ids[topic.target]) for topic in self._plan.topics),
+        )
+        self._folder.put_verification(verification)
+        return verification
+
+    def _restore_partition(self, target: PartitionTarget, stop: StopToken) -> None:
+        tally = self._tallies[target.topic.target]
+
+        def on_records(phase: str, records: int, size: int) -> None:
+            with self._lock:
+                tally.records[phase] += records
+                tally.raw_bytes[phase] += size
+
+        restore = PartitionRestore(
+            target,
+            cluster=self._cluster,
+            store=self._repository.store,
+            retry_seconds=self._retry_seconds,
+            stop=stop,
+            before_segment=self._still_ours,
+            on_records=on_records,
+            resumed=self._attempt > 1,
+        )
+        try:
+            outcome = restore.run()
+        except DamagedSourceError as error:
+            with self._lock:
+                self._damage.append(error)
+            return
+        with self._lock:
+            self._outcomes[target.topic.target, target.partition.partition] = outcome
+
+    def _refuse_damage(self) -> None:
+        """After all other partitions are done: name every damaged object at once."""
+        if self._damage:
+            listed = "; ".join(sorted(map(str, self._damage)))
+            raise DamagedError(
+                f"{len(self._damage)} partitions of restore {self._folder.restore_id} stopped before damaged data, "
+                f"the others are written: {listed}. Put the objects back from a copy of the repository and run the "
+                "same restore again"
+            )
+
+    def _tell(self, *, final: bool = False) -> None:
+        now = time.monotonic()
+        if self._on_progress is None or (not final and now - self._told < _PROGRESS_SECONDS):
+            return
+        self._told = now
+        for tally in self._tallies.values():
+            with self._lock:
+                phase = "verify" if tally.records["verify"] else "produce"
+                done, raw_bytes = tally.records[phase], tally.raw_bytes[phase]
+            self._on_progress(
+                RestoreProgress(
+                    phase="verify" if phase == "verify" else "produce",
+                    source=tally.topic.source,
+                    target=tally.topic.target,
+                    records_done=done,
+                    records_total=sum(part.records for part in tally.topic.partitions),
+                    raw_bytes=raw_bytes,
+                    seconds=now - self._began,
+                )
+            )
+
+    def _verified(self, topic: PlannedTopic, topic_id: str) -> VerifiedTopic:
+        outcomes = [(part, self._outcomes[topic.target, part.partition]) for part in topic.partitions]
+        return VerifiedTopic(
+            source=topic.source,
+            target=topic.target,
+            target_topic_id=topic_id,
+            partitions=tuple(
+                RestoredPartition(
+                    partition=part.partition,
+                    records=outcome.records,
+                    fast_batches=outcome.fast_batches,
+                    slow_batches=outcome.slow_batches,
+                    raw_bytes=outcome.raw_bytes,
+                    source_start=part.source_start,
+                    source_end=part.source_end,
+                    target_start=part.initial_end,
+                    target_end=outcome.offset_map.target_end,
+                    oldest=outcome.oldest,
+                    newest=outcome.newest,
+                    digest=outcome.digest,
+                    produce_seconds=round(outcome.produce_seconds, 3),
+                    verify_seconds=round(outcome.verify_seconds, 3),
+                    verified=True,
+                )
+                for part, outcome in outcomes
+            ),
+        )
+
+    def _store_offset_maps(self) -> None:
+        for topic in self._plan.topics:
+            for part in topic.partitions:
+                offsets = self._outcomes[topic.target, part.partition].offset_map
+                self._folder.put_offset_map(
+                    offsets.to_document(
+                        restore_id=self._folder.restore_id,
+                        source=topic.source,
+                        target=topic.target,
+                        partition=part.partition,
+                    )
+                )
+
+    def _report(self, verification: RestoreVerification, topics: Sequence[RestoredTopic]) -> RestoreReport:
+        report = RestoreReport(
+            restore_id=self._plan.request.restore_id,
+            attempt=self._attempt,
+            status="verified",
+            started_at=self._started_at,
+            verified_at=verification.verified_at,
+            ended_at=time.time_ns() // 1_000_000,
+            target_cluster_id=self._plan.target_cluster_id,
+            topics=tuple(topics),
+            seconds=time.monotonic() - self._began,
+        )
+        self._folder.put_report(report)
+        return report
