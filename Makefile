@@ -31,7 +31,7 @@ test: venv images ## every test; installs what is missing first
 
 .PHONY: unit
 unit: venv ## tests without a broker
-	$(PYTEST) -m unit
+	$(PYTEST) -m unit $(PARALLEL)
 
 .PHONY: fuzz
 fuzz: venv ## the tests of hostile input, with 5,000 examples each (some minutes)
@@ -51,8 +51,9 @@ e2e: venv image ## tests of the whole way, user interface included
 	$(PYTEST) -m e2e || [ $$? = 5 ]
 
 .PHONY: coverage
-coverage: venv images ## every test, and which lines none of them reaches
-	$(PYTEST) $(PARALLEL) --cov --cov-report=term --cov-report=xml
+coverage: venv images ## every test, and which lines none of them reaches (htmlcov/); fails where too many are not
+	$(PYTEST) $(PARALLEL) --cov --cov-report=xml --cov-report=html
+	$(BIN)/python scripts/coverage_gate.py
 
 .PHONY: bench
 bench: venv $(VENV)/.bench ## the engine beside other clients: times, memory, a chart (ARGS=--quick: only see that it works)
@@ -62,6 +63,10 @@ $(VENV)/.bench: pyproject.toml constraints.txt
 	@command -v mvn >/dev/null && command -v java >/dev/null || bash scripts/apt-install.sh "the benchmarks" maven default-jdk-headless
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,bench]' --constraint constraints.txt
 	@touch $@
+
+.PHONY: testing-table
+testing-table: venv ## write where each test of the testing PRD is into docs/testing.md
+	@$(BIN)/python -m tests.support.testing_prd
 
 .PHONY: lint
 lint: venv ## ruff, mypy, import-linter
@@ -96,5 +101,5 @@ images: venv docker ## the same, and the oldest Kafka that is tested
 
 .PHONY: clean
 clean: ## remove what was made here, the virtual environment included
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage coverage.xml \
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage* coverage.xml htmlcov \
 	  build dist .dagster_home bench/build tests/support/kafka-image/build

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import coverage
 import hypothesis
 import pytest
 
@@ -85,6 +86,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if (kind := item.path.relative_to(root).parts[0]) in KINDS:
             item.add_marker(kind)
         item.user_properties.append((EXPLANATION, _explanation(item)))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[Any]:
+    """Lets coverage count what a test reaches under its kind, in this process and in those that it starts."""
+    kind = next((kind for kind in KINDS if item.get_closest_marker(kind)), "")
+    os.environ["KAFKA_BACKUP_TEST_KIND"] = kind
+    if (measured := coverage.Coverage.current()) is not None:
+        measured.switch_context(kind)
+    return (yield)
 
 
 def _explanation(item: pytest.Item) -> str:
