@@ -94,7 +94,7 @@ _SMALLEST_FETCH = 64 << 10
 _AGES_READ = 20
 """Partitions whose open transactions are looked at in the log, to tell their ages exactly."""
 _SLICE_SECONDS = 0.2
-_PROGRESS_SECONDS = 0.5
+_ROUND_SECONDS = 0.5
 
 
 def run(
@@ -329,12 +329,16 @@ class _Capture:
         self, topics: Mapping[str, TopicMetadata], stored: frozenset[str]
     ) -> Iterator[TopicFailed | TopicRecreated]:
         """Read settings and commit logs; a topic without either fails alone."""
-        configurations = self._admin.describe_configs(list(topics))
+        configurations = self._admin.describe_each(list(topics))
         logs = self._repository.logs_to_append([(name, topic.topic_id) for name, topic in topics.items()])
         for topic, log in zip(topics.values(), logs, strict=True):
-            if isinstance(log, DamagedError):
-                yield self._failure(topic.name, None, log)
+            described = configurations[topic.name]
+            problem = next((each for each in (log, described) if isinstance(each, KafkaBackupError)), None)
+            if problem is not None:
+                yield self._failure(topic.name, None, problem)
                 continue
+            assert isinstance(log, CommitLog)
+            assert isinstance(described, Mapping)
             incarnation = Incarnation(
                 topic=topic.name,
                 topic_id=topic.topic_id,
@@ -342,7 +346,7 @@ class _Capture:
                 replication_factor=max(len(part.replicas) for part in topic.partitions.values()),
                 configuration={
                     name: ConfigurationValue(value=value.value, source=value.source)
-                    for name, value in configurations[topic.name].items()
+                    for name, value in described.items()
                 },
             )
             was_gone = log.head in self._accepted_heads.get((topic.name, topic.topic_id), ())
@@ -553,8 +557,9 @@ class _Capture:
                 thread.join()
 
     def _collect(self) -> Iterator[BackupEvent]:
-        told = 0.0
+        """Take in what the workers tell, message by message; look after all topics twice a second."""
         open_topics = {name: topic for name, topic in self._topics.items() if not topic.is_finished}
+        next_round = 0.0
         while open_topics:
             self._stop.check()
             try:
@@ -565,27 +570,34 @@ class _Capture:
                 case _Crash(error):
                     raise error
                 case _Piece(name, partition, piece):
-                    self._topics[name].partitions[partition].take(piece)
-                case _Done():
-                    yield from self._fetched(message)
+                    topic = self._topics[name]
+                    topic.partitions[partition].take(piece)
+                    if topic.pending_bytes >= COMMIT_BYTES:
+                        yield from self._commit(topic, final=False)
+                case _Done(name):
+                    topic = self._topics[name]
+                    yield from self._fetched(topic, message)
+                    if topic.is_finished:
+                        yield self._progress(open_topics.pop(name))
                 case _Answered(verdicts):
                     self._is_asking = False
                     yield from self._take_verdicts(verdicts)
-            for topic in open_topics.values():
-                age = time.monotonic() - topic.last_commit
-                if age >= COMMIT_SECONDS or topic.pending_bytes >= COMMIT_BYTES:
-                    yield from self._commit(topic, final=False)
-            self._ask_again(open_topics.values())
-            if time.monotonic() - told >= _PROGRESS_SECONDS:
-                told = time.monotonic()
-                for topic in open_topics.values():
-                    if topic.offsets_done:
-                        yield self._progress(topic)
-            for name in [name for name, topic in open_topics.items() if topic.is_finished]:
-                yield self._progress(open_topics.pop(name))
+            if time.monotonic() >= next_round:
+                yield from self._look_after(open_topics)
+                next_round = time.monotonic() + _ROUND_SECONDS
 
-    def _fetched(self, done: _Done) -> Iterator[BackupEvent]:
-        topic = self._topics[done.topic]
+    def _look_after(self, open_topics: dict[str, TopicState]) -> Iterator[BackupEvent]:
+        """Commit what has waited long enough, ask again what is due, tell how far all are."""
+        for name, topic in list(open_topics.items()):
+            if topic.is_finished:
+                del open_topics[name]
+            elif time.monotonic() - topic.last_commit >= COMMIT_SECONDS:
+                yield from self._commit(topic, final=False)
+            if topic.offsets_done:
+                yield self._progress(topic)
+        self._ask_again(open_topics.values())
+
+    def _fetched(self, topic: TopicState, done: _Done) -> Iterator[BackupEvent]:
         state = topic.partitions[done.partition]
         state.next_index = done.next_index
         if done.error is None:

@@ -81,11 +81,26 @@ class TopicAdmin:
             KafkaBackupError: naming the first topic that cannot be described.
         """
         described = {}
+        for name, found in self.describe_each(topics).items():
+            if isinstance(found, KafkaBackupError):
+                raise found
+            described[name] = found
+        return described
+
+    def describe_each(
+        self, topics: Sequence[str]
+    ) -> Mapping[str, Mapping[str, ConfigValue] | KafkaBackupError]:
+        """Return every setting of each topic by name, or why that topic cannot be described."""
+        described: dict[str, Mapping[str, ConfigValue] | KafkaBackupError] = {}
         for start in range(0, len(topics), _BATCH):
             resources = [ConfigResource(ResourceType.TOPIC, name) for name in topics[start : start + _BATCH]]
             futures = self._admin().describe_configs(resources, request_timeout=self._retry_seconds)
             for resource, future in futures.items():
-                entries = self._result(future, f"describing the settings of topic {resource.name}")
+                try:
+                    entries = self._result(future, f"describing the settings of topic {resource.name}")
+                except KafkaBackupError as error:
+                    described[resource.name] = error
+                    continue
                 described[resource.name] = {
                     name: ConfigValue(
                         value=None if entry.is_sensitive else entry.value,
