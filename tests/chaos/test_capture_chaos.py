@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from kafka_backup import BackupEvent, CaptureFinished, TopicCommitted
+from kafka_backup import BackupEvent, CaptureFinished, TopicCommitted, TopicFailed
 from kafka_backup.kafka.fetch import FetchedPartition
 from kafka_backup.partition_capture import PartitionCapture
 from kafka_backup.repository.documents import OffsetSpan
-from tests.support.engine import capture, committed, open_engine, restore, restored_as
+from tests.support.engine import capture, committed, in_the_middle, open_engine, restore, restored_as
 from tests.support.kafka_cluster import KafkaCluster
 from tests.support.records import NewRecord
 from tests.support.shell import Shell
@@ -64,9 +64,8 @@ class Unclean:
         self.leader, self.follower, _ = kafka.ids
         self.dead = 0
         settings = {"unclean.leader.election.enable": "true", "min.insync.replicas": 1, "retention.ms": -1}
-        self.topic = new_topic(
-            kafka, partitions, assignment=[self.leader, self.follower], config={**settings}
-        )
+        places = [[self.leader, self.follower]] * partitions
+        self.topic = new_topic(kafka, partitions, assignment=places, config={**settings})
 
     @property
     def servers(self) -> str:
@@ -193,3 +192,130 @@ def test_an_unclean_election_during_a_capture(
         restore(engine, "r", topic)
         assert {problem.kind for problem in engine.verify(level="data").problems} == {"truncated"}
     assert read_topic(kafka3.bootstrap_servers, f"restored-{topic}") == restored_as(kafka3, topic)
+
+
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_chaos_broker_failure_mid_backup(
+    kafka: KafkaCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, comes_back: bool
+) -> None:
+    """What: kill -9 of the only broker in the middle of a capture; it comes back in time, or too late.
+
+    Why: restarts happen, and a backup of hours must not begin anew.
+    Risk: a hole or a double where the reading went on, or a success without the rest.
+    """
+    topic = new_topic(kafka, 3)
+    for partition in range(3):
+        config = {"batch.size": 8192}
+        produce(kafka.bootstrap_servers, topic, _records(1500), partition=partition, config=config)
+
+    def fail() -> None:
+        kafka.kill(1)
+        if comes_back:
+            kafka.start(1, wait=False)
+
+    patience = {"retry_seconds": 60 if comes_back else 2}
+    try:
+        with monkeypatch.context() as patched:
+            in_the_middle(patched, fail)
+            with open_engine(kafka, tmp_path, cluster=patience, segment_bytes=1 << 16) as engine:
+                events = list(engine.backup([topic]))
+    finally:
+        if not comes_back:
+            kafka.start(1)
+    kafka.wait_ready([1])
+    failures = [event for event in events if isinstance(event, TopicFailed)]
+    assert isinstance(events[-1], CaptureFinished)
+    if comes_back:
+        assert not failures
+        assert sum(event.records for event in events if isinstance(event, TopicCommitted)) == 4500
+    else:
+        assert events[-1].status == "partial"
+        assert failures
+        assert all(failure.error.exit_code == 3 and failure.error.retriable for failure in failures)
+        assert all(str(failure.error).startswith(f"{topic} [{failure.partition}]") for failure in failures)
+    with open_engine(kafka, tmp_path) as engine:
+        capture(engine, topic)
+        assert engine.verify(level="data").status == "ok"
+        restore(engine, "r", topic)
+    assert read_topic(kafka.bootstrap_servers, f"restored-{topic}") == restored_as(kafka, topic)
+
+
+@pytest.mark.parametrize("fault", ["kill", "pause", "disconnect"])
+def test_chaos_partition_leader_election_during_backup(
+    kafka3: KafkaCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """What: the leader is killed, frozen or cut off in the middle of a capture, and another takes over.
+
+    Why: clean elections lose nothing, so neither may a capture that lives through one.
+    Risk: records twice or never where the new leader was asked, or an alarm for a log that was not cut back.
+    """
+    topic = new_topic(kafka3)
+    produce(kafka3.bootstrap_servers, topic, _records(4000), config={**TUNED, "batch.size": 8192})
+    leader = kafka3.leader_of(topic)
+    others = [each for each in kafka3.ids if each != leader]
+    hurt = {"kill": kafka3.kill, "pause": kafka3.pause, "disconnect": kafka3.disconnect}[fault]
+    heal = {"kill": kafka3.start, "pause": kafka3.unpause, "disconnect": kafka3.connect}[fault]
+
+    def fail() -> None:
+        hurt(leader)
+        wait_for(lambda: kafka3.leader_of(topic, via=others[0]) in others, 60, "a new leader")
+
+    cluster = {"properties": {"socket.timeout.ms": 4000}, "retry_seconds": 60}
+    try:
+        with monkeypatch.context() as patched:
+            in_the_middle(patched, fail)
+            with open_engine(kafka3, tmp_path, cluster=cluster, segment_bytes=1 << 16) as engine:
+                events = capture(engine, topic)
+    finally:
+        heal(leader)
+    wait_for(lambda: kafka3.in_sync(topic) == 3, 60, "the healed broker to be in sync")
+    assert isinstance(events[-1], CaptureFinished)
+    assert events[-1].status == "complete"
+    assert sum(event.records for event in events if isinstance(event, TopicCommitted)) == 4000
+    with open_engine(kafka3, tmp_path) as engine:
+        produce(kafka3.bootstrap_servers, topic, _records(10, 4000), config=TUNED)
+        assert committed(capture(engine, topic), topic).records == 10
+        assert engine.verify(level="data").status == "ok"
+        restore(engine, "r", topic)
+    assert read_topic(kafka3.bootstrap_servers, f"restored-{topic}") == restored_as(kafka3, topic)
+
+
+def test_partitions_without_a_leader_hold_up_nobody(kafka3: KafkaCluster, tmp_path: Path) -> None:
+    """What: a broker is down that leads some partitions alone; the others are captured meanwhile.
+
+    Why: one broken disk must not stop the backup of a whole cluster.
+    Risk: no commit until the last partition is given up, or a failure that names nothing.
+    """
+    down, up, _ = kafka3.ids
+    mixed = new_topic(kafka3, 2, assignment=[[down], [up]], config={"min.insync.replicas": 1})
+    alone = new_topic(kafka3, assignment=[[down]], config={"min.insync.replicas": 1})
+    other = new_topic(kafka3, assignment=[[up]], config={"min.insync.replicas": 1})
+    for topic, partition in ((mixed, 0), (mixed, 1), (alone, 0), (other, 0)):
+        produce(kafka3.bootstrap_servers, topic, _records(20), partition=partition, config=TUNED)
+    servers = kafka3.bootstrap_servers_without(down)
+    kafka3.kill(down)
+    try:
+        wait_for(lambda: kafka3.leader_of(alone, via=up) == -1, 60, "no leader")
+        settings = {"bootstrap_servers": servers, "retry_seconds": 3}
+        with open_engine(kafka3, tmp_path / "impatient", cluster=settings, consumer_groups=[]) as engine:
+            events = list(engine.backup([mixed, alone, other]))
+        failed = {(e.topic, e.partition): str(e.error) for e in events if isinstance(e, TopicFailed)}
+        assert failed.keys() == {(mixed, 0), (alone, 0)}
+        assert all("LEADER_NOT_AVAILABLE" in message for message in failed.values())
+        saved = {e.topic: e.records for e in events if isinstance(e, TopicCommitted)}
+        assert saved == {mixed: 20, other: 20}
+        settings["retry_seconds"] = 120
+        with open_engine(kafka3, tmp_path / "patient", cluster=settings, consumer_groups=[]) as engine:
+            saved = {}
+            for event in engine.backup([mixed, alone, other]):
+                assert not isinstance(event, TopicFailed)
+                if isinstance(event, TopicCommitted):
+                    saved[event.topic] = saved.get(event.topic, 0) + event.records
+                if saved == {mixed: 20, other: 20}:  # while the broker is still down
+                    kafka3.start(down)
+            assert saved == {mixed: 40, alone: 20, other: 20}
+    finally:
+        kafka3.node(down).reload()
+        if kafka3.node(down).status != "running":
+            kafka3.start(down)
+    wait_for(lambda: kafka3.leader_of(alone) == down, 60, "the healed broker to lead again")

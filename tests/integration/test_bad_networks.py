@@ -123,7 +123,7 @@ def test_a_rack_reads_from_its_own_replica(tmp_path: Path) -> None:
         "replica.selector.class": "org.apache.kafka.common.replica.RackAwareReplicaSelector",
     }
     with KafkaCluster(2, proxied=True, config=racks) as kafka:
-        topic = new_topic(kafka, assignment=[1, 2])
+        topic = new_topic(kafka, assignment=[[1, 2]])
         _write(kafka, topic, 3000)
         before = {each: proxy.answered for each, proxy in kafka.proxies.items()}
         cluster = {"properties": {"client.rack": "rack-2"}}

@@ -35,7 +35,7 @@ def new_topic(
     *,
     name: str | None = None,
     replicas: int | None = None,
-    assignment: Sequence[int] | None = None,
+    assignment: Sequence[Sequence[int]] | None = None,
     config: Mapping[str, str | int] | None = None,
 ) -> str:
     """Creates a topic, waits until each of its partitions has a leader and a full ISR, and returns its name.
@@ -45,16 +45,14 @@ def new_topic(
         partitions: How many.
         name: None: a new, random one.
         replicas: None: as many as there are brokers, three at most.
-        assignment: The brokers of each partition, the preferred leader first.
+        assignment: For each partition its brokers, the preferred leader first.
         config: Kafka's topic settings, such as `{"cleanup.policy": "compact"}`.
     """
     topic = name or f"topic-{secrets.token_hex(4)}"
-    copies = replicas or (len(assignment) if assignment else min(3, len(kafka.ids)))
+    copies = replicas or (len(assignment[0]) if assignment else min(3, len(kafka.ids)))
     settings = {key: str(value) for key, value in (config or {}).items()}
     placed: dict[str, Any] = (
-        {"replica_assignment": [list(assignment)] * partitions}
-        if assignment
-        else {"replication_factor": copies}
+        {"replica_assignment": list(map(list, assignment))} if assignment else {"replication_factor": copies}
     )
     admin = kafka.admin()  # a name of its own: futures die with their client
     admin.create_topics([NewTopic(topic, partitions, config=settings, **placed)])[topic].result(30)
