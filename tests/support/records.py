@@ -242,6 +242,15 @@ def with_right_crc(raw: bytes) -> bytes:
     return raw[:17] + struct.pack(">I", crc32c.crc32c(raw[_CRC_STARTS:])) + raw[_CRC_STARTS:]
 
 
+def with_raw_snappy(raw: bytes) -> bytes:
+    """An uncompressed batch, compressed by snappy without snappy-java's frames, as some clients do it."""
+    packed = bytes(cramjam.snappy.compress_raw(raw[_HEADER.size :]))
+    header = bytearray(raw[: _HEADER.size])
+    struct.pack_into(">i", header, 8, _HEADER.size - 12 + len(packed))
+    struct.pack_into(">h", header, _CRC_STARTS, CODECS.index("snappy"))
+    return with_right_crc(bytes(header) + packed)
+
+
 def renumbered(records: Sequence[Record]) -> list[Record]:
     """The same records at the offsets 0, 1, 2 ...: what a restore makes of gaps."""
     return [record._replace(offset=offset) for offset, record in enumerate(records)]

@@ -52,7 +52,7 @@ def cluster(topic: ScriptedTopic) -> Iterator[Cluster]:
 class _Admin:
     """Describes every topic as one without settings of its own."""
 
-    def describe_configs(self, topics: Sequence[str]) -> Mapping[str, Mapping[str, ConfigValue]]:
+    def describe_each(self, topics: Sequence[str]) -> Mapping[str, Mapping[str, ConfigValue]]:
         return {name: {} for name in topics}
 
 
