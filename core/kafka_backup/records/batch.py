@@ -186,10 +186,12 @@ def walk(buffer: Buffer, start: int = 0) -> Iterator[tuple[int, BatchHeader]]:
     make = BatchHeader._make
     while size - position >= HEADER_SIZE:
         header = make(unpack(buffer, position))
-        if header.magic != 2:
-            raise UnsupportedMagicError(base_offset=header.base_offset, magic=header.magic)
-        _check(header, position)
-        following = position + LOG_OVERHEAD + header.batch_length
+        base_offset, length, _, magic, _, _, last_delta, _, _, _, _, _, count = header
+        if magic != 2:
+            raise UnsupportedMagicError(base_offset=base_offset, magic=magic)
+        if length < _SMALLEST_LENGTH or base_offset < 0 or not 0 <= count <= last_delta + 1 or last_delta < 0:
+            _check(header, position)
+        following = position + LOG_OVERHEAD + length
         if following > size:
             return
         yield position, header

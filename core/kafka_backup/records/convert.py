@@ -111,7 +111,7 @@ def convert(
 ) -> Iterator[TargetBatch]:
     """Yields the target batches for one partition's stored batches, in order.
 
-    A batch passes unchanged if it lies inside the bounds, fits, and ``needs_reencoding`` does not object.
+    A batch passes unchanged if all its records are to be kept, it fits, and ``needs_reencoding`` does not object.
     Every other one is built anew with the same codec: records renumbered from 0, records outside the bounds
     left out, base timestamp that of the first record kept, maximum recomputed, split where it is too large.
     Records of LogAppendTime batches get the broker's time as their own, so that a CreateTime target shows
@@ -141,18 +141,22 @@ def convert(
         decision = decide(header, bounds.from_ms, bounds.until_ms)
         if decision is Decision.NONE:
             continue
-        if (
-            decision is Decision.ALL
-            and first >= bounds.first_offset
+        may_pass = (
+            first >= bounds.first_offset
             and last < bounds.end_offset
             and not needs_reencoding(header)
             and header.size <= max_batch_bytes
             and stamp is None
-        ):
-            count = header.record_count
-            yield TargetBatch(batch, count, False, ((first, count),), header.max_timestamp)
+        )
+        if may_pass and decision is Decision.ALL:
+            yield _unchanged(batch, header)
         else:
-            yield from _reencode(batch, header, bounds, decision, max_batch_bytes, stamp)
+            yield from _reencode(batch, header, bounds, decision, max_batch_bytes, stamp, may_pass=may_pass)
+
+
+def _unchanged(batch: bytearray | memoryview, header: BatchHeader) -> TargetBatch:
+    count = header.record_count
+    return TargetBatch(batch, count, False, ((header.base_offset, count),), header.max_timestamp)
 
 
 def _reencode(
@@ -162,6 +166,8 @@ def _reencode(
     decision: Decision,
     max_batch_bytes: int,
     stamp: Stamp | None,
+    *,
+    may_pass: bool,
 ) -> Iterator[TargetBatch]:
     try:
         records = decompress(header.codec, memoryview(batch)[HEADER_SIZE:], limit=MAX_DECOMPRESSED_BYTES)
@@ -172,7 +178,9 @@ def _reencode(
         while cursor.done < header.record_count:
             count = min(at_once, header.record_count - cursor.done)
             piece = scan.piece(cursor, count)
-            if piece.record_count:
+            if may_pass and piece.record_count == header.record_count:
+                yield _unchanged(batch, header)
+            elif piece.record_count:
                 target = build_batch(
                     header.attributes & ~DROPPED_BITS,
                     piece.payload,
@@ -398,7 +406,7 @@ class _Scan:
 
 def build_batch(
     attributes: int,
-    payload: bytes | memoryview,
+    payload: bytes | bytearray | memoryview,
     *,
     record_count: int,
     runs: Sequence[tuple[int, int]],
@@ -415,7 +423,8 @@ def build_batch(
         base_timestamp: to which their timestamp deltas refer (ms).
         max_timestamp: the largest (ms).
     """
-    compressed = compress(Codec.of(attributes & CODEC_MASK), payload)
+    codec = Codec.of(attributes & CODEC_MASK)
+    compressed = payload if codec is Codec.NONE else compress(codec, payload)
     data = bytearray(HEADER_SIZE + len(compressed))
     HEADER.pack_into(
         data,

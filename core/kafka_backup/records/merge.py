@@ -125,7 +125,7 @@ def merge(
     def finish(
         sources: list[int],
         kind: int,
-        parts: list[bytes | memoryview],
+        content: bytearray,
         runs: list[tuple[int, int]],
         kept: int,
         base: int,
@@ -134,7 +134,7 @@ def merge(
         if len(sources) > 1:
             target = build_batch(
                 kind,
-                b"".join(parts),
+                content,
                 record_count=kept,
                 runs=_lengths(runs, kept),
                 base_timestamp=base,
@@ -147,9 +147,9 @@ def merge(
 
     # The group that is being merged.
     sources: list[int] = []
-    parts: list[bytes | memoryview] = []
+    merged = bytearray()
     runs: list[tuple[int, int]] = []
-    kind = _NO_KIND
+    kind = lone_kind = _NO_KIND
     kept = weight = base = 0
     latest = -ANY_TIME
     following = -1
@@ -171,6 +171,40 @@ def merge(
         batches += 1
         records += count
         last_offset = base_offset + last_delta
+        if count == 1 and attributes == lone_kind and first_bound <= base_offset < end_bound:
+            # A record alone in its batch, next to others like it: what follows, without all that cannot be.
+            at = start + HEADER_SIZE
+            byte = data[at]
+            if byte < 0x80:
+                body = at + 1
+                end = body + signed[byte]
+            else:
+                body = at + 2
+                end = body + signed[byte & 0x7F | data[at + 1] << 7] if data[at + 1] < 0x80 else 0
+            rest = body + 3
+            shifted = base_time - base
+            if (
+                end == position
+                and rest + SMALLEST_REST <= end
+                and not (data[body] or data[body + 1] or data[body + 2])
+                and 0 <= shifted < varints_end
+                and 0 < kept < _MOST_RECORDS
+                and weight + end - at <= merge_bytes
+            ):
+                weight += end - at
+                if base_offset != following:
+                    runs.append((base_offset, kept))
+                following = base_offset + 1
+                if base_time > latest:
+                    latest = base_time
+                when, place = moments[shifted], varints[kept]
+                length = len(when) + len(place) + end - rest
+                head = varints[length] if length < varints_end else encode_varint(length)
+                merged += head + when + place
+                merged += view[rest:end]
+                kept += 1
+                sources.append(start)
+                continue
         if attributes & CONTROL_BIT:
             raise DamagedError(
                 f"the batch at offset {base_offset} is a control batch, which no backup stores"
@@ -201,16 +235,17 @@ def merge(
             or kept + count > _MOST_RECORDS
         ):
             if sources:
-                yield from finish(sources, kind, parts, runs, kept, base, latest)
-            sources, parts, runs = [], [], []
+                yield from finish(sources, kind, merged, runs, kept, base, latest)
+            sources, merged, runs = [], bytearray(), []
             kept = weight = 0
             latest = -ANY_TIME
             following = -1
             kind = attributes & ~DROPPED_BITS
             if large:
-                kind = _NO_KIND
+                kind = lone_kind = _NO_KIND
                 yield from alone([start])
                 continue
+            lone_kind = kind if timeless and stamp is None and not kind & CODEC_MASK else _NO_KIND
         try:
             weight += stop - at
             whole = view if content is data else memoryview(content)
@@ -279,8 +314,8 @@ def merge(
                 )
                 length = len(when) + len(place) + len(tail)
                 head = varints[length] if length < varints_end else encode_varint(length)
-                parts.append(head + when + place)
-                parts.append(tail)
+                merged += head + when + place
+                merged += tail
                 kept += 1
             if at != stop or previous > last_delta:
                 raise DamagedError("its records do not fill it")
@@ -291,7 +326,7 @@ def merge(
         if kept > before:
             sources.append(start)
     if sources:
-        yield from finish(sources, kind, parts, runs, kept, base, latest)
+        yield from finish(sources, kind, merged, runs, kept, base, latest)
     return Walked(size=position, batches=batches, records=records, last_offset=last_offset)
 
 

@@ -27,6 +27,9 @@ _PRODUCER_START = 43
 _PRODUCER = struct.Struct(">qhi")
 
 _UNKNOWN_EPOCH = -1
+REENCODED_BITS = LOG_APPEND_TIME_BIT | DELETE_HORIZON_BIT
+"""Attributes with which a batch has to be built anew; see `needs_reencoding`."""
+
 _CLEARED = ~(TRANSACTIONAL_BIT | DELETE_HORIZON_BIT)
 
 
@@ -77,7 +80,4 @@ def needs_reencoding(header: BatchHeader) -> bool:
     True for a gap left by compaction, LogAppendTime and a delete horizon; see
     ``LogValidator.validateBatch``. A transactional batch alone only needs its bit cleared.
     """
-    return (
-        header.record_count != header.last_offset_delta + 1
-        or header.attributes & (LOG_APPEND_TIME_BIT | DELETE_HORIZON_BIT) != 0
-    )
+    return header.record_count != header.last_offset_delta + 1 or header.attributes & REENCODED_BITS != 0

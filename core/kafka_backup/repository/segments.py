@@ -17,7 +17,9 @@ import zstandard
 from kafka_backup.errors import DamagedError
 from kafka_backup.records import Buffer
 from kafka_backup.records.batch import (
+    CODEC_MASK,
     HEADER_SIZE,
+    LOG_OVERHEAD,
     BatchHeader,
     UnsupportedMagicError,
     crc_is_valid,
@@ -25,7 +27,7 @@ from kafka_backup.records.batch import (
     walk,
 )
 from kafka_backup.records.compression import Codec
-from kafka_backup.records.rewrite import needs_reencoding
+from kafka_backup.records.rewrite import REENCODED_BITS
 from kafka_backup.repository.documents import SegmentEntry
 from kafka_backup.repository.layout import segment_key
 from kafka_backup.repository.proven_object import PIECE_BYTES, ProvenObject, digest
@@ -147,7 +149,7 @@ class SegmentWriter:
         self._max_timestamp = -(2**63)
         self._largest_batch = 0
         self._reencoded_batches = 0
-        self._codecs: set[Codec] = set()
+        self._codecs: dict[int, Codec] = {}
         self._writer = store.create(self.key)
 
     def add(self, data: Buffer, headers: Sequence[BatchHeader]) -> None:
@@ -160,23 +162,34 @@ class SegmentWriter:
         Raises:
             DamagedError: the offsets do not ascend.
         """
-        size = 0
+        # One loop over plain numbers: topics of small batches have a million of them per GB.
+        size = records = 0
+        last_offset, largest = self._last_offset, self._largest_batch
+        max_timestamp, codecs = self._max_timestamp, self._codecs
         for header in headers:
-            if header.base_offset <= self._last_offset:
+            base_offset, length, _, _, _, attributes, last_delta, _, newest, _, _, _, count = header
+            if base_offset <= last_offset:
                 raise DamagedError(
-                    f"segment {self.key}: a batch at offset {header.base_offset} cannot follow offset "
-                    f"{self._last_offset}; nothing of it was committed, run again"
+                    f"segment {self.key}: a batch at offset {base_offset} cannot follow offset {last_offset}; "
+                    "nothing of it was committed, run again"
                 )
-            self._last_offset = header.last_offset
-            size += header.size
-            self._records += header.record_count
-            self._max_timestamp = max(self._max_timestamp, header.max_timestamp)
-            self._largest_batch = max(self._largest_batch, header.size)
-            self._codecs.add(header.codec)
-            if needs_reencoding(header):
+            last_offset = base_offset + last_delta
+            length += LOG_OVERHEAD
+            size += length
+            records += count
+            if newest > max_timestamp:
+                max_timestamp = newest
+            if length > largest:
+                largest = length
+            if attributes & CODEC_MASK not in codecs:
+                codecs[attributes & CODEC_MASK] = header.codec
+            if count != last_delta + 1 or attributes & REENCODED_BITS:
                 self._reencoded_batches += 1
         if size != len(data):
             raise ValueError(f"{len(headers)} headers stand for {size} bytes, not for {len(data)}")
+        self._last_offset, self._largest_batch = last_offset, largest
+        self._max_timestamp = max_timestamp
+        self._records += records
         self._batches += len(headers)
         self.raw_size += size
         self._store_bytes(data if self._compressor is None else self._compressor.compress(data))
@@ -205,7 +218,7 @@ class SegmentWriter:
             max_timestamp=self._max_timestamp,
             largest_batch=self._largest_batch,
             reencoded_batches=self._reencoded_batches,
-            codecs=tuple(sorted(codec.name.lower() for codec in self._codecs)),
+            codecs=tuple(sorted(codec.name.lower() for codec in self._codecs.values())),
         )
 
     def abort(self) -> None:
