@@ -12,6 +12,7 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from kafka_backup.errors import ConfigurationError, RefusedError, WriterConflictError
@@ -31,7 +32,7 @@ from kafka_backup.repository.restore_documents import (
     RestoreReport,
 )
 from kafka_backup.repository.restore_folder import RestoreFolder
-from kafka_backup.restore_attempt import Attempt, in_parallel, partition_targets
+from kafka_backup.restore_attempt import Attempt, Work, in_parallel, partition_targets
 from kafka_backup.restore_findings import refusal
 from kafka_backup.restore_plan import make_plan, refuse_if_abandoned
 from kafka_backup.restore_topics import release_retention as release
@@ -153,7 +154,7 @@ def verify_restore(
         for target in partition_targets(plan, planned[topic.target], topic.target_topic_id, repository)
     ]
 
-    def verify_one(target: PartitionTarget, stop: StopToken) -> None:
+    def verify_one(target: PartitionTarget, stop: StopToken) -> Sequence[Work]:
         PartitionRestore(
             target,
             cluster=cluster,
@@ -163,8 +164,10 @@ def verify_restore(
             before_segment=stop.check,
             on_records=lambda _phase, _records, _size: None,
         ).verify()
+        return ()
 
-    in_parallel(targets, verify_one, threads=threads, stop=StopToken(stop), tick=lambda: None)
+    works = [partial(verify_one, target) for target in targets]
+    in_parallel(works, threads=threads, stop=StopToken(stop), tick=lambda: None)
     return report
 
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import secrets
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from functools import partial
 
 from kafka_backup.errors import DamagedError, RefusedError, WriterConflictError
 from kafka_backup.expected_batches import DamagedSourceError, PartitionTarget
 from kafka_backup.kafka.cluster import Cluster
 from kafka_backup.kafka.topics import TopicAdmin
-from kafka_backup.partition_restore import Outcome, PartitionRestore
+from kafka_backup.partition_restore import Outcome, PartitionRestore, produce
+from kafka_backup.produce_pipeline import lanes
 from kafka_backup.progress import RestoreProgress, StopToken
 from kafka_backup.repository.documents import sha256_of
 from kafka_backup.repository.repository import Repository
@@ -56,28 +59,26 @@ def partition_targets(
     ]
 
 
-def in_parallel(
-    targets: Sequence[PartitionTarget],
-    work: Callable[[PartitionTarget, StopToken], None],
-    *,
-    threads: int,
-    stop: StopToken,
-    tick: Callable[[], None],
-) -> None:
-    """Run `work` over all targets; the first error stops the others and is raised.
+Work = Callable[[StopToken], Sequence["Work"]]
+"""Something to be done by one thread; returns what is to be done next."""
+
+
+def in_parallel(works: Sequence[Work], *, threads: int, stop: StopToken, tick: Callable[[], None]) -> None:
+    """Do all works, and those that come of them before the others; the first error stops all and is raised.
 
     This thread wakes every 0.2 s, so that a signal or an interrupt is seen, and calls `tick`.
     """
-    with ThreadPoolExecutor(
-        max_workers=max(1, min(threads, len(targets))), thread_name_prefix="restore"
-    ) as pool:
-        futures: set[Future[None]] = {pool.submit(work, target, stop) for target in targets}
+    waiting = deque(works)
+    with ThreadPoolExecutor(max_workers=threads, thread_name_prefix="restore") as pool:
+        futures: set[Future[Sequence[Work]]] = set()
         try:
-            while futures:
-                done, futures = wait(futures, timeout=0.2, return_when=FIRST_EXCEPTION)
+            while waiting or futures:
+                while waiting and len(futures) < threads:
+                    futures.add(pool.submit(waiting.popleft(), stop))
+                done, futures = wait(futures, timeout=0.2, return_when=FIRST_COMPLETED)
                 tick()
                 for future in done:
-                    future.result()
+                    waiting.extendleft(future.result())
                 stop.check()
         except BaseException:
             stop.stop()
@@ -201,7 +202,8 @@ class Attempt:
             for topic in self._plan.topics
             for target in partition_targets(self._plan, topic, topic_ids[topic.target], self._repository)
         ]
-        in_parallel(targets, self._restore_partition, threads=self._threads, stop=self._stop, tick=self._tell)
+        works = [partial(self._produce, lane) for lane in lanes(targets, self._leaders())]
+        in_parallel(works, threads=self._threads, stop=self._stop, tick=self._tell)
         self._tell(final=True)
         self._refuse_damage()
         self._still_ours()
@@ -216,7 +218,40 @@ class Attempt:
         self._folder.put_verification(verification)
         return verification
 
-    def _restore_partition(self, target: PartitionTarget, stop: StopToken) -> None:
+    def _leaders(self) -> Mapping[tuple[str, int], int]:
+        """Node id of the leader of each target partition, as one broker knows it."""
+        found = self._cluster.metadata([topic.target for topic in self._plan.topics]).topics
+        return {
+            (name, number): part.leader
+            for name, topic in found.items()
+            for number, part in topic.partitions.items()
+        }
+
+    def _produce(self, lane: Sequence[PartitionTarget], stop: StopToken) -> Sequence[Work]:
+        began = time.monotonic()
+        restores = [self._partition_restore(target, stop) for target in lane]
+        damage = produce(restores, cluster=self._cluster, stop=stop)
+        with self._lock:
+            self._damage += damage.values()
+        seconds = time.monotonic() - began
+        return [partial(self._verify, restore, seconds) for restore in restores if restore not in damage]
+
+    def _verify(self, restore: PartitionRestore, produce_seconds: float, _stop: StopToken) -> Sequence[Work]:
+        began = time.monotonic()
+        try:
+            outcome = restore.verify()
+        except DamagedSourceError as error:
+            with self._lock:
+                self._damage.append(error)
+            return ()
+        outcome.produce_seconds = produce_seconds
+        outcome.verify_seconds = time.monotonic() - began
+        target = restore.target
+        with self._lock:
+            self._outcomes[target.topic.target, target.partition.partition] = outcome
+        return ()
+
+    def _partition_restore(self, target: PartitionTarget, stop: StopToken) -> PartitionRestore:
         tally = self._tallies[target.topic.target]
 
         def on_records(phase: str, records: int, size: int) -> None:
@@ -224,7 +259,7 @@ class Attempt:
                 tally.records[phase] += records
                 tally.raw_bytes[phase] += size
 
-        restore = PartitionRestore(
+        return PartitionRestore(
             target,
             cluster=self._cluster,
             store=self._repository.store,
@@ -234,14 +269,6 @@ class Attempt:
             on_records=on_records,
             resumed=self._attempt > 1,
         )
-        try:
-            outcome = restore.run()
-        except DamagedSourceError as error:
-            with self._lock:
-                self._damage.append(error)
-            return
-        with self._lock:
-            self._outcomes[target.topic.target, target.partition.partition] = outcome
 
     def _refuse_damage(self) -> None:
         """After all other partitions are done: name every damaged object at once."""

@@ -13,7 +13,7 @@ from kafka_backup.errors import BrokerError, ConfigurationError, KafkaBackupErro
 from kafka_backup.kafka.cluster import EARLIEST, LATEST, Cluster, OffsetAnswer
 from kafka_backup.kafka.connection import Connection
 from kafka_backup.kafka.fetch import FetchedPartition, OffsetOutOfRangeError, PartitionFetcher
-from kafka_backup.kafka.produce import PartitionProducer
+from kafka_backup.kafka.produce import TopicProducer
 from kafka_backup.kafka.settings import ConnectionSettings
 from kafka_backup.kafka.topics import TopicAdmin, validate_topic, wait_for_leaders
 from kafka_backup.records.batch import crc_is_valid
@@ -343,22 +343,47 @@ def test_batches_are_produced_and_acknowledged_with_their_offsets(
     identity = topic_id(cluster, topic)
     producer_id, epoch = cluster.init_producer_id()
     assert cluster.init_producer_id()[0] != producer_id
-    producer = PartitionProducer(cluster, topic, identity, 0)
+    producer = TopicProducer(cluster, topic, cluster.leader(topic, identity, 0)[0])
     written, sent = [], 0
     for codec in CODECS:
         records = values(10)
         batch = bytearray(encode_batch(records, codec=codec))
         seal(batch, producer_id=producer_id, producer_epoch=epoch, base_sequence=sent)
-        producer.send(batch)
+        producer.send([(0, batch)])
         written += records
         sent += 10
-    assert [producer.receive().base_offset for _ in CODECS] == [0, 10, 20, 30, 40]
-    producer.send(batch)
-    assert producer.receive().base_offset == 40, "a repeated batch is acknowledged with its first offset"
+    assert [producer.receive()[0].base_offset for _ in CODECS] == [0, 10, 20, 30, 40]
+    producer.send([(0, batch)])
+    assert producer.receive()[0].base_offset == 40, "a repeated batch is acknowledged with its first offset"
     producer.close()
     got = read_topic(kafka.bootstrap_servers, topic)[0]
     assert [(r.value, r.timestamp) for r in got] == [(r.value, r.timestamp) for r in written]
     assert ends(kafka.bootstrap_servers, topic) == {0: (0, 50)}
+
+
+def test_one_request_writes_to_several_partitions(kafka: KafkaCluster, cluster: Cluster) -> None:
+    """What: requests that carry a batch for some of four partitions, one of them refused, several in flight.
+
+    Why: a restore of small batches sends them together; each has its own result.
+    Risk: a result that is taken for another partition's, or one refused batch that takes the others with it.
+    """
+    topic = new_topic(kafka, 4)
+    producer = TopicProducer(cluster, topic, cluster.leader(topic, topic_id(cluster, topic), 0)[0])
+    broken = bytearray(encode_batch(values(1)))
+    broken[-1] ^= 1
+    good = [bytearray(encode_batch(values(n))) for n in (3, 2, 1)]
+    producer.send([(2, good[0]), (0, good[1]), (3, broken)])
+    producer.send([(0, good[2]), (1, good[0])])
+    first, second = producer.receive(), producer.receive()
+    producer.close()
+    assert {number: (r.error_code, r.base_offset) for number, r in first.items()} == {
+        2: (0, 0),
+        0: (0, 0),
+        3: (2, -1),
+    }
+    assert {number: (r.error_code, r.base_offset) for number, r in second.items()} == {0: (0, 2), 1: (0, 0)}
+    counts = {number: len(found) for number, found in read_topic(kafka.bootstrap_servers, topic).items()}
+    assert counts == {0: 3, 1: 3, 2: 3, 3: 0}
 
 
 def test_a_refused_batch_says_why(kafka: KafkaCluster, cluster: Cluster) -> None:
@@ -368,7 +393,7 @@ def test_a_refused_batch_says_why(kafka: KafkaCluster, cluster: Cluster) -> None
     Risk: a restore that retries for ever what the broker will never take.
     """
     topic = new_topic(kafka, config={"max.message.bytes": 1000})
-    producer = PartitionProducer(cluster, topic, topic_id(cluster, topic), 0)
+    producer = TopicProducer(cluster, topic, cluster.leader(topic, topic_id(cluster, topic), 0)[0])
     broken = bytearray(encode_batch(values(1)))
     broken[-1] ^= 1
     gap = bytearray(encode_batch(values(1)))
@@ -378,8 +403,8 @@ def test_a_refused_batch_says_why(kafka: KafkaCluster, cluster: Cluster) -> None
     seal(later, producer_id=producer_id, producer_epoch=epoch, base_sequence=7)
     names = []
     for batch in (broken, gap, later, bytearray(encode_batch(values(1, 5000)))):
-        producer.send(batch)
-        result = producer.receive()
+        producer.send([(0, batch)])
+        result = producer.receive()[0]
         names.append(getattr(result.to_error("t"), "name", "") if result.error_code else "ok")
     producer.close()
     assert names == ["CORRUPT_MESSAGE", "ok", "OUT_OF_ORDER_SEQUENCE_NUMBER", "MESSAGE_TOO_LARGE"]

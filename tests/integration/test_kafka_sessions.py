@@ -14,7 +14,7 @@ from kafka_backup.kafka.cluster import Cluster
 from kafka_backup.kafka.connection import Connection
 from kafka_backup.kafka.connection_pool import ConnectionPool
 from kafka_backup.kafka.fetch import PartitionFetcher
-from kafka_backup.kafka.produce import PartitionProducer
+from kafka_backup.kafka.produce import TopicProducer
 from kafka_backup.kafka.settings import Address, ConnectionSettings
 from kafka_backup.kafka.topics import TopicAdmin
 from tests.support.engine import capture, restore, restored_as
@@ -156,17 +156,18 @@ def test_a_pipeline_of_writes_goes_on_through_its_sessions(secure: SecureCluster
     """
     topic = new_topic(secure)
     topic_id = cluster.metadata([topic]).topics[topic].topic_id
-    cluster.leader(topic, topic_id, 0)
+    leader, _ = cluster.leader(topic, topic_id, 0)
     pool = watched(cluster)
-    producer = PartitionProducer(cluster, topic, topic_id, 0)
+    producer = TopicProducer(cluster, topic, leader)
     connection = pool.taken[-1]
     renewed = connection.authentications + RENEWALS
     sent = acknowledged = 0
     while connection.authentications < renewed or acknowledged < sent:
         while sent - acknowledged < 5 and connection.authentications < renewed:
-            producer.send(bytearray(encode_batch([NewRecord(b"%d" % sent, timestamp=1_700_000_000_000)])))
+            batch = encode_batch([NewRecord(b"%d" % sent, timestamp=1_700_000_000_000)])
+            producer.send([(0, bytearray(batch))])
             sent += 1
-        result = producer.receive()
+        result = producer.receive()[0]
         assert (result.error_code, result.base_offset) == (0, acknowledged)
         acknowledged += 1
     producer.close()

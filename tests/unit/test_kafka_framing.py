@@ -32,10 +32,9 @@ from kio.serial import entity_reader, entity_writer
 from kafka_backup.errors import AuthorizationError, BrokerError
 from kafka_backup.kafka.fetch import fetch_request, parse_fetch_response, read_varint, varint
 from kafka_backup.kafka.produce import (
-    PRODUCE_SUFFIX,
     ProduceResult,
     parse_produce_response,
-    produce_request_prefix,
+    produce_request,
 )
 
 INT16 = st.integers(-(2**15), 2**15 - 1)
@@ -212,52 +211,57 @@ def test_a_fetch_response_that_is_cut_off_is_an_error() -> None:
             parse_fetch_response(frame[:size])
 
 
-@given(topic=TOPICS, partition=INT32, batch=st.binary(min_size=1, max_size=20_000))
-def test_produce_requests_say_what_they_must(topic: str, partition: int, batch: bytes) -> None:
-    """What: our Produce v9 request around a batch, read back by kio from the first byte to the last.
+BATCHES = st.dictionaries(INT32, st.binary(min_size=1, max_size=20_000), min_size=1, max_size=5)
 
-    Why: the batch goes out untouched between two hand-made pieces.
+
+@given(topic=TOPICS, batches=BATCHES)
+def test_produce_requests_say_what_they_must(topic: str, batches: dict[int, bytes]) -> None:
+    """What: our Produce v9 request around some batches, read back by kio from the first byte to the last.
+
+    Why: the batches go out untouched between hand-made pieces.
     Risk: acks that are not "all", or a batch in the wrong partition.
     """
-    data = produce_request_prefix(topic, partition, len(batch)) + batch + PRODUCE_SUFFIX
+    data = b"".join(produce_request(topic, list(batches.items())))
     request, size = entity_reader(ProduceRequest)(data, 0)
     assert size == len(data)
     assert (request.transactional_id, request.acks) == (None, -1)
     assert request.timeout > datetime.timedelta(0)
     ((asked,),) = [request.topic_data]
     assert asked.name == topic
-    ((part,),) = [asked.partition_data]
-    assert (part.index, part.records) == (partition, batch)
+    assert [(part.index, part.records) for part in asked.partition_data] == list(batches.items())
 
 
-@given(
-    topic=TOPICS,
-    code=CODES | st.just(ErrorCode.none),
-    base_offset=INT64,
-    message=st.none() | st.text(max_size=300),
-    details=st.lists(st.none() | st.text(max_size=50), max_size=5),
-    throttle=INT32,
+RESULTS = st.dictionaries(
+    INT32,
+    st.tuples(
+        CODES | st.just(ErrorCode.none),
+        INT64,
+        st.none() | st.text(max_size=300),
+        st.lists(st.none() | st.text(max_size=50), max_size=5),
+    ),
+    min_size=1,
+    max_size=5,
 )
+
+
+@given(topic=TOPICS, results=RESULTS, throttle=INT32)
 def test_produce_responses_are_read_as_they_were_written(
     topic: str,
-    code: ErrorCode,
-    base_offset: int,
-    message: str | None,
-    details: list[str | None],
+    results: dict[int, tuple[ErrorCode, int, str | None, list[str | None]]],
     throttle: int,
 ) -> None:
-    """What: a Produce v9 response by kio's writer, parsed by us.
+    """What: a Produce v9 response for some partitions by kio's writer, parsed by us.
 
     Why: the base offset is the tripwire of every restore.
-    Risk: a wire that trips at nothing, or never.
+    Risk: a wire that trips at nothing, or never, or of another partition.
     """
     response = ProduceResponse(
         responses=(
             TopicProduceResponse(
                 name=topic,  # type: ignore[arg-type]
-                partition_responses=(
+                partition_responses=tuple(
                     PartitionProduceResponse(
-                        index=0,  # type: ignore[arg-type]
+                        index=number,  # type: ignore[arg-type]
                         error_code=code,
                         base_offset=base_offset,  # type: ignore[arg-type]
                         record_errors=tuple(
@@ -265,15 +269,19 @@ def test_produce_responses_are_read_as_they_were_written(
                             for n, text in enumerate(details)
                         ),
                         error_message=message,
-                    ),
+                    )
+                    for number, (code, base_offset, message, details) in results.items()
                 ),
             ),
         ),
         throttle_time=datetime.timedelta(milliseconds=throttle),  # type: ignore[arg-type]
     )
-    result = parse_produce_response(as_received(response))
-    assert (result.error_code, result.base_offset, result.throttle_ms) == (code, base_offset, throttle)
-    assert result.error_message == "; ".join(filter(None, [message, *details]))
+    found, throttle_ms = parse_produce_response(as_received(response))
+    assert throttle_ms == throttle
+    assert found == {
+        number: (code, base_offset, "; ".join(filter(None, [message, *details])))
+        for number, (code, base_offset, message, details) in results.items()
+    }
 
 
 def test_errors_of_a_write_name_the_partition_and_say_what_may_be_done() -> None:

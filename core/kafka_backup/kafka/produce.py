@@ -1,42 +1,43 @@
-"""Send record batches to one partition, and receive what became of them.
+"""Send record batches to partitions of one topic, and receive what became of them.
 
 Produce v9 is framed by hand, so that a batch goes from the segment's memory to the socket without a copy.
-Exactly one batch per request: brokers refuse two (``ProduceRequest.validateRecords``).
+Exactly one batch per request and partition: brokers refuse two (``ProduceRequest.validateRecords``). But a request
+may hold one for each of several partitions, and brokers work less on it than on several requests.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 from kafka_backup.errors import KafkaBackupError, UnreachableError
 from kafka_backup.kafka.cluster import Cluster, broker_error
 from kafka_backup.kafka.fetch import read_varint, skip_tags, varint
+from kafka_backup.kafka.settings import Address
+from kafka_backup.records import Buffer
 
 _PRODUCE, _VERSION = 0, 9
 _ACKS_ALL = -1
 _TIMEOUT_MS = 10_000
 _PREFIX = struct.Struct(">hi")
 _INT = struct.Struct(">i")
+_NO_TAGS = b"\0"
 _RESULT = struct.Struct(">ihqqq")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProduceResult:
+class ProduceResult(NamedTuple):
     """What the broker says of one batch.
 
     Attributes:
         error_code: 0, or Kafka's error code.
         base_offset: offset of the batch's first record; -1 after an error.
         error_message: the broker's own words, with the error.
-        throttle_ms: how long the broker will not read our next request; a quota's doing.
     """
 
     error_code: int
     base_offset: int
     error_message: str = ""
-    throttle_ms: int = 0
 
     def to_error(self, what: str) -> KafkaBackupError:
         """The error that `error_code` stands for; `what` names the partition."""
@@ -44,53 +45,60 @@ class ProduceResult:
         return broker_error(self.error_code, f"writing to {what}{said}")
 
 
-def produce_request_prefix(topic: str, partition: int, batch_size: int) -> bytes:
-    """Frame a Produce v9 request up to its record batch, which `PRODUCE_SUFFIX` follows."""
+def produce_request(topic: str, batches: Sequence[tuple[int, Buffer]]) -> Sequence[Buffer]:
+    """Frame a Produce v9 request as buffers to be sent one after the other.
+
+    Args:
+        topic: where to.
+        batches: (partition, one sealed batch) of partitions that are all led by one broker.
+    """
     name = topic.encode()
-    return b"".join(
-        (
-            b"\0",  # no transactional id
-            _PREFIX.pack(_ACKS_ALL, _TIMEOUT_MS),
-            b"\2",
-            varint(len(name) + 1),
-            name,
-            b"\2",
-            _INT.pack(partition),
-            varint(batch_size + 1),
+    buffers: list[Buffer] = [
+        b"".join(
+            (
+                b"\0",  # no transactional id
+                _PREFIX.pack(_ACKS_ALL, _TIMEOUT_MS),
+                b"\2",
+                varint(len(name) + 1),
+                name,
+                varint(len(batches) + 1),
+            )
         )
-    )
+    ]
+    for partition, batch in batches:
+        buffers += (_INT.pack(partition) + varint(len(batch) + 1), batch, _NO_TAGS)
+    buffers.append(_NO_TAGS + _NO_TAGS)  # of topic and request
+    return buffers
 
 
-PRODUCE_SUFFIX = b"\0\0\0"
-"""The empty tagged fields of partition, topic and request."""
+def parse_produce_response(frame: memoryview) -> tuple[Mapping[int, ProduceResult], int]:
+    """Read a Produce v9 response for one topic, correlation id and header tags included.
 
-
-def parse_produce_response(frame: memoryview) -> ProduceResult:
-    """Read a Produce v9 response for one partition, correlation id and header tags included.
+    Returns:
+        The results by partition, and how many ms the broker will not read our next request; a quota's doing.
 
     Raises:
         IndexError, struct.error: it is cut off or no such response.
     """
+    results = {}
     position = skip_tags(frame, 4)
     _topics, position = read_varint(frame, position)
     size, position = read_varint(frame, position)
-    _partitions, position = read_varint(frame, position + size - 1)
-    _number, error_code, base_offset, _append_time, _log_start = _RESULT.unpack_from(frame, position)
-    count, position = read_varint(frame, position + _RESULT.size)
-    details = []
-    for _ in range(count - 1):
-        text, position = _read_text(frame, position + _INT.size)
+    partitions, position = read_varint(frame, position + size - 1)
+    for _ in range(partitions - 1):
+        number, error_code, base_offset, _append_time, _log_start = _RESULT.unpack_from(frame, position)
+        count, position = read_varint(frame, position + _RESULT.size)
+        details = []
+        for _ in range(count - 1):
+            text, position = _read_text(frame, position + _INT.size)
+            position = skip_tags(frame, position)
+            details.append(text)
+        message, position = _read_text(frame, position)
         position = skip_tags(frame, position)
-        details.append(text)
-    message, position = _read_text(frame, position)
-    position = skip_tags(frame, skip_tags(frame, position))
+        results[number] = ProduceResult(error_code, base_offset, "; ".join(filter(None, [message, *details])))
+    position = skip_tags(frame, position)
     (throttle_ms,) = _INT.unpack_from(frame, position)
-    return ProduceResult(
-        error_code=error_code,
-        base_offset=base_offset,
-        error_message="; ".join(filter(None, [message, *details])),
-        throttle_ms=throttle_ms,
-    )
+    return results, throttle_ms
 
 
 def _read_text(frame: memoryview, position: int) -> tuple[str, int]:
@@ -100,43 +108,45 @@ def _read_text(frame: memoryview, position: int) -> tuple[str, int]:
     return bytes(frame[position:end]).decode(errors="replace"), end
 
 
-class PartitionProducer:
-    """A connection to a partition's leader that sends batches and receives results in the same order."""
+class TopicProducer:
+    """A connection to one broker that sends batches to partitions which it leads.
 
-    def __init__(self, cluster: Cluster, topic: str, topic_id: str, partition: int) -> None:
-        """Connect to the leader of the moment.
+    Results are received in the order of the requests.
+    """
+
+    def __init__(self, cluster: Cluster, topic: str, address: Address) -> None:
+        """Connect.
 
         Raises:
-            UnreachableError, BrokerError: there is none, or it does not answer.
+            UnreachableError: the broker does not answer.
         """
-        address, _epoch = cluster.leader(topic, topic_id, partition)
         self._pool = cluster.connections
         self._connection = self._pool.take(address)
         self._topic = topic
-        self._partition = partition
 
-    def send(self, batch: bytearray | memoryview) -> None:
-        """Send one sealed batch; the memory must stay as it is until its result is received."""
-        prefix = produce_request_prefix(self._topic, self._partition, len(batch))
-        self._connection.send(_PRODUCE, _VERSION, prefix, batch, PRODUCE_SUFFIX)
+    def send(self, batches: Sequence[tuple[int, Buffer]]) -> None:
+        """Send one sealed batch to each of some partitions, in one request.
 
-    def receive(self, *, check_stop: Callable[[], None] | None = None) -> ProduceResult:
-        """Wait for the result of the oldest batch that has none yet.
+        The memory must stay as it is until their results are received.
+        """
+        self._connection.send(_PRODUCE, _VERSION, *produce_request(self._topic, batches))
+
+    def receive(self, *, check_stop: Callable[[], None] | None = None) -> Mapping[int, ProduceResult]:
+        """Wait for the results, by partition, of the oldest request that has none yet.
 
         Raises:
-            UnreachableError: none came; whether the batch was written is unknown.
+            UnreachableError: none came; whether the batches were written is unknown.
         """
         frame = self._connection.receive(check_stop=check_stop)
         try:
-            result = parse_produce_response(frame)
+            results, throttle_ms = parse_produce_response(frame)
         except (IndexError, struct.error) as error:
             self._connection.close()
             raise UnreachableError(
-                f"{self._topic} [{self._partition}]: broker {self._connection.address} sent an answer that "
-                f"cannot be read: {error}"
+                f"{self._topic}: broker {self._connection.address} sent an answer that cannot be read: {error}"
             ) from error
-        self._connection.throttle(result.throttle_ms)
-        return result
+        self._connection.throttle(throttle_ms)
+        return results
 
     def close(self) -> None:
         """Let go of the connection; the outcome of batches without a result is unknown."""
