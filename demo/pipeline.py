@@ -45,7 +45,7 @@ class Pipeline:
 
     def restore(self, prefix: str) -> dict[str, Rate]:
         """Runs the restore job once for each topic, with the form that a person would fill in."""
-        job = self._definitions.resolve_job_def("restore")
+        job = self._definitions.resolve_job_def(f"{CLUSTER}_restore")
         rates = {}
         for name in NAMES:
             form = {"restore_id": f"demo-{name}", "mode": "execute", "topics": [name], "prefix": prefix}

@@ -19,32 +19,51 @@ from dagster_shared.libraries import DagsterLibraryRegistry
 from kafka_backup_dagster.assets.decorator import build_kafka_backup_assets, kafka_backup_assets
 from kafka_backup_dagster.assets.specs import (
     build_kafka_backup_asset_specs,
+    build_kafka_cluster_spec,
     build_kafka_restored_specs,
     build_kafka_topic_specs,
 )
 from kafka_backup_dagster.assets.translator import KafkaBackupTranslator, KafkaBackupTranslatorData
 from kafka_backup_dagster.assets.windows import hourly_windows
+from kafka_backup_dagster.checks import CheckLimits, build_coverage_check, build_kafka_backup_checks
 from kafka_backup_dagster.definitions import build_definitions
 from kafka_backup_dagster.jobs.restore import RenameConfig, RestoreConfig, build_restore_job, restore_job
+from kafka_backup_dagster.jobs.verify import VerifyConfig, build_verify_job, verify_job
 from kafka_backup_dagster.resources.resource import KafkaBackupResource
+from kafka_backup_dagster.schedules import build_kafka_backup_job, build_kafka_backup_schedule
+from kafka_backup_dagster.sensors.new_topics import build_new_topics_sensor
+from kafka_backup_dagster.sensors.restore_requests import build_restore_request_sensor
+from kafka_backup_dagster.sensors.time_to_loss import build_time_to_loss_sensor
 
 __version__ = version("kafka-backup-dagster")
 
 __all__ = [
+    "CheckLimits",
     "KafkaBackupResource",
     "KafkaBackupTranslator",
     "KafkaBackupTranslatorData",
     "RenameConfig",
     "RestoreConfig",
+    "VerifyConfig",
+    "build_coverage_check",
     "build_definitions",
     "build_kafka_backup_asset_specs",
     "build_kafka_backup_assets",
+    "build_kafka_backup_checks",
+    "build_kafka_backup_job",
+    "build_kafka_backup_schedule",
+    "build_kafka_cluster_spec",
     "build_kafka_restored_specs",
     "build_kafka_topic_specs",
+    "build_new_topics_sensor",
     "build_restore_job",
+    "build_restore_request_sensor",
+    "build_time_to_loss_sensor",
+    "build_verify_job",
     "hourly_windows",
     "kafka_backup_assets",
     "restore_job",
+    "verify_job",
 ]
 
 DagsterLibraryRegistry.register("kafka-backup-dagster", __version__, is_dagster_package=False)

@@ -6,15 +6,10 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from kafka_backup_dagster.assets.decorator import build_kafka_backup_assets
-from kafka_backup_dagster.assets.specs import (
-    build_kafka_restored_specs,
-    build_kafka_topic_specs,
-    split_filters,
-)
-from kafka_backup_dagster.assets.translator import KafkaBackupTranslator, storage_kind
+from kafka_backup_dagster.assets.translator import KafkaBackupTranslator
 from kafka_backup_dagster.assets.windows import HOURLY, hourly_windows
-from kafka_backup_dagster.jobs.restore import build_restore_job
+from kafka_backup_dagster.checks import CheckLimits
+from kafka_backup_dagster.cluster import Names, cluster_definitions
 from kafka_backup_dagster.resources.resource import KafkaBackupResource
 
 if TYPE_CHECKING:
@@ -32,8 +27,10 @@ def build_definitions(
     start_date: str | None = None,
     partitions_def: dg.TimeWindowPartitionsDefinition | None = HOURLY,
     kafka_backup_translator: KafkaBackupTranslator | None = None,
+    limits: CheckLimits | None = None,
+    automation: bool = True,
 ) -> dg.Definitions:
-    """Return everything for one cluster: assets, the resource ``kafka_backup`` and the restore job.
+    """Return everything for one cluster: assets, checks, jobs, the schedule, sensors and the resource.
 
     Contacts neither broker nor store. Each exact name in ``backup.topics`` becomes an asset, all
     patterns together one more. Everything runs in one process: the engine brings its own threads.
@@ -41,46 +38,43 @@ def build_definitions(
     Args:
         config: a ``kafka-backup.yaml``, which each run reads again, or a configuration. Neither
             shows secrets in Dagster.
-        cluster_name: how the people here call the cluster; part of the asset keys.
+        cluster_name: how the people here call the cluster; part of the asset keys. Jobs and resource
+            are called ``restore``, ``kafka_backup`` and so on, with ``<cluster>_`` before it unless
+            the cluster is the ``default``.
         location_name: the code location, for links to the restore job; by default the run's own.
         start_date: the day of the first backup, such as 2026-11-24: hourly windows from then on.
         partitions_def: other windows; None for assets without partitions.
         kafka_backup_translator: makes the asset specs.
+        limits: what the checks allow; by default a recovery point two windows old.
+        automation: whether the schedule and the sensors run without being switched on.
 
     Raises:
         ConfigurationError: the configuration is wrong.
         DagsterInvalidDefinitionError: two topics would be one asset, or the windows are too short.
     """
     from kafka_backup.config import load_config
-    from kafka_backup.selection import TopicSelection
 
+    names = Names.of(cluster_name)
     if isinstance(config, str | Path):
-        resource: object = KafkaBackupResource.from_yaml(config, location_name=location_name)
+        resource: object = KafkaBackupResource.from_yaml(
+            config, location_name=location_name, restore_job_name=names.restore
+        )
         config = load_config(config)
     else:
-        resource = KafkaBackupResource.from_config(config, location_name=location_name).hidden()
-    exact, patterns = split_filters(config.backup.topics)
-    excluded = TopicSelection.parse(config.backup.exclude)
-    topics = [topic for topic in exact if not excluded.includes(topic)] + list(patterns)
-    backups = build_kafka_backup_assets(
-        topics=topics,
-        consumer_groups=config.backup.consumer_groups,
+        resource = KafkaBackupResource.from_config(
+            config, location_name=location_name, restore_job_name=names.restore
+        ).hidden()
+    defs = cluster_definitions(
+        config.backup,
+        repository_url=config.repository.url,
         cluster_name=cluster_name,
-        group_name="kafka_backup",
         partitions_def=partitions_def if start_date is None else hourly_windows(start_date),
         kafka_backup_translator=kafka_backup_translator,
-        storage_kind=storage_kind(config.repository.url),
+        limits=limits,
+        automation=automation,
     )
-    specs = [spec for shard in backups for spec in shard.specs]
-    return dg.Definitions(
-        assets=[
-            *build_kafka_topic_specs(topics, cluster_name=cluster_name, group_name="kafka_topics"),
-            *backups,
-            *build_kafka_restored_specs(specs, cluster_name=cluster_name, group_name="kafka_restored"),
-        ],
-        jobs=[build_restore_job(cluster_name=cluster_name)],
-        resources={"kafka_backup": resource},
-        executor=dg.in_process_executor,
+    return dg.Definitions.merge(
+        defs, dg.Definitions(resources={names.resource: resource}, executor=dg.in_process_executor)
     )
 
 

@@ -20,7 +20,7 @@ from kafka_backup.kafka.topics import TopicAdmin
 from kafka_backup.lag import HORIZON_SECONDS, PartitionLag, partition_lags
 from kafka_backup.offset_mapping import OffsetMap
 from kafka_backup.progress import BackupEvent, RestoreProgress, StopToken
-from kafka_backup.recovery_point import RecoveryPoint, recovery_points
+from kafka_backup.recovery_point import RecoveryPoint, captured_topics, recovery_points
 from kafka_backup.repository.commit_log import CommitLog
 from kafka_backup.repository.documents import Capture, Window
 from kafka_backup.repository.repository import Repository
@@ -294,8 +294,28 @@ class Engine:
     def recovery_points(
         self, topics: Collection[str], *, before: str | None = None
     ) -> Mapping[str, RecoveryPoint]:
-        """Up to which time everything of each topic is in the repository; see `recovery_points`."""
-        return recovery_points(self.repository(), topics, before=before)
+        """Up to which time everything of each topic is in the repository; see `recovery_points`.
+
+        Without a repository no topic has one.
+        """
+        repository = Repository.find(self._store, cluster_id=None)
+        return {} if repository is None else recovery_points(repository, topics, before=before)
+
+    def captured_topics(self, topics: Sequence[str] | None = None) -> Sequence[str]:
+        """Names of the selected topics that are backed up today; see `captured_topics`.
+
+        Args:
+            topics: filters instead of the configured ones.
+        """
+        backup = self.config.backup
+        selection = TopicSelection.parse(topics, backup.exclude) if topics is not None else backup.selection
+        repository = Repository.find(self._store, cluster_id=None)
+        return () if repository is None else captured_topics(repository, selection)
+
+    def restore_requests(self) -> Mapping[str, bytes]:
+        """Key and content of the files that ask for restores; empty while there is no repository."""
+        repository = Repository.find(self._store, cluster_id=None)
+        return {} if repository is None else dict(repository.restore_requests())
 
     def lags(
         self,

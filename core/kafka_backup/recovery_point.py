@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from kafka_backup.kafka.metadata import INTERNAL_TOPICS
 from kafka_backup.repository.repository import Repository
+from kafka_backup.selection import TopicSelection
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,3 +45,18 @@ def recovery_points(
         if not wanted:
             break
     return found
+
+
+def captured_topics(repository: Repository, selection: TopicSelection) -> Sequence[str]:
+    """Return the selected topics of the newest capture that took, or should have taken, any of them.
+
+    That is what is backed up today: topics that were deleted since are in older captures only.
+    """
+    for capture in repository.newest_captures():
+        named = {entry.topic for entry in capture.topics}
+        named |= {failure.topic for failure in capture.failures if failure.topic is not None}
+        if found := sorted(
+            name for name in named if selection.includes(name, internal=name in INTERNAL_TOPICS)
+        ):
+            return found
+    return ()

@@ -1,6 +1,6 @@
 """The assets of a list of topic filters."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import dagster as dg
@@ -9,6 +9,7 @@ from kafka_backup_dagster.assets.translator import (
     AssetContent,
     KafkaBackupTranslator,
     KafkaBackupTranslatorData,
+    cluster_key,
     restored_topic_key,
     source_topic_key,
 )
@@ -32,6 +33,13 @@ class AssetTopics:
 
         filters = [TopicFilter.parse(text) for text in self.filters]
         return filters[0].text if len(filters) == 1 and filters[0].kind is FilterKind.EXACT else None
+
+    def among(self, names: Iterable[str]) -> Sequence[str]:
+        """Return those of some topics that are behind this asset, sorted."""
+        from kafka_backup.selection import TopicSelection
+
+        selection = TopicSelection.parse(self.filters, self.exclude)
+        return sorted(name for name in names if selection.includes(name))
 
     @classmethod
     def of(cls, metadata: Mapping[str, object], *, asset_key: dg.AssetKey) -> "AssetTopics":
@@ -154,6 +162,16 @@ def build_kafka_topic_specs(
         )
         for topic in exact
     ]
+
+
+def build_kafka_cluster_spec(*, cluster_name: str = "default", group_name: str | None = None) -> dg.AssetSpec:
+    """Return the external asset that stands for the cluster: the place for checks of all of it."""
+    return dg.AssetSpec(
+        key=cluster_key(cluster_name),
+        description=f"Kafka cluster {cluster_name}.",
+        group_name=group_name,
+        kinds={"kafka"},
+    )
 
 
 def build_kafka_restored_specs(

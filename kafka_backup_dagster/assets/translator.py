@@ -93,6 +93,11 @@ def source_topic_key(cluster_name: str, topic: str) -> dg.AssetKey:
     return dg.AssetKey(["kafka", cluster_name, topic])
 
 
+def cluster_key(cluster_name: str) -> dg.AssetKey:
+    """Return the key of the external asset that stands for the cluster itself."""
+    return dg.AssetKey(["kafka", cluster_name])
+
+
 def restored_topic_key(cluster_name: str, topic: str) -> dg.AssetKey:
     """Return the key of the external asset that stands for what was restored of a topic."""
     return dg.AssetKey(["kafka_restored", cluster_name, topic])

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Literal
 
 import dagster as dg
 from pydantic import ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import PydanticCustomError
 
 from kafka_backup_dagster.assets.translator import restored_topic_key
 from kafka_backup_dagster.errors import as_failure
 from kafka_backup_dagster.interrupts import run_interruptibly
+from kafka_backup_dagster.jobs.forms import build_form_job, refuse_bad_form
 from kafka_backup_dagster.metadata import (
     RESTORE_JOB,
     Metadata,
@@ -82,11 +82,7 @@ class RestoreConfig(dg.Config):
 
     @model_validator(mode="after")
     def _can_be_asked(self) -> "RestoreConfig":
-        try:
-            self.request()
-        except ValueError as error:
-            # The Launchpad shows this text: without pydantic's own words around it.
-            raise PydanticCustomError("restore_form", "{problem}", {"problem": str(error)}) from error
+        refuse_bad_form(self.request)
         return self
 
     def request(self) -> "RestoreRequest":
@@ -201,29 +197,14 @@ def build_restore_job(
     def restore_topics(
         context: dg.OpExecutionContext, config: RestoreConfig
     ) -> Iterator[dg.AssetMaterialization | dg.Output[None]]:
-        """Plan a restore and, if asked to, carry it out and verify it."""
-        resource: KafkaBackupResource = getattr(context.resources, resource_key)
-        yield from _restore(context, config, resource, cluster_name)
-
-    @dg.config_mapping
-    def restore_form(val: RestoreConfig) -> dg.RunConfig:
-        """Give the flat form to the op; a wrong value is refused here, before there is a run."""
-        return dg.RunConfig(ops={restore_topics.name: val})
-
-    @dg.job(
-        name=name,
-        config=restore_form,
-        executor_def=dg.in_process_executor,
-        tags={"kafka_backup/kind": "restore", "dagster/priority": "10"},
-    )
-    def restore() -> None:
         """Restore topics from the repository, verify them, and report. A dry run by default.
 
         Terminating it stops cleanly; executing it again with the same restore_id goes on.
         """
-        restore_topics()
+        resource: KafkaBackupResource = getattr(context.resources, resource_key)
+        yield from _restore(context, config, resource, cluster_name)
 
-    return restore
+    return build_form_job(restore_topics, RestoreConfig, name=name, kind="restore", priority=10)
 
 
 def _restore(

@@ -569,6 +569,7 @@ def test_definitions_show_no_secret_and_contact_nobody(tmp_path: Path, as_file: 
     shown = dg.serialize_value(RepositorySnap.from_def(defs.get_repository_def()))
 
     assert {key.to_user_string() for key in graph.get_all_asset_keys()} == {
+        "kafka/prod",
         "kafka/prod/orders",
         "kafka_backup/prod/orders",
         "kafka_backup/prod/matching_topics",

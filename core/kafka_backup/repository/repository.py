@@ -18,6 +18,7 @@ from kafka_backup.repository.restore_folder import RestoreFolder
 from kafka_backup.repository.store import Store, put_once, read_document
 
 _READERS = 8
+_LARGEST_REQUEST = 1 << 20
 _WITNESSES = 3
 """Newest captures against which heads are checked: one alone may not have taken every topic."""
 
@@ -68,7 +69,7 @@ class Repository:
         return cls(store, document)
 
     @classmethod
-    def find(cls, store: Store, *, cluster_id: str) -> Self | None:
+    def find(cls, store: Store, *, cluster_id: str | None) -> Self | None:
         """Open the repository in a store, None if there is none; errors as `open`."""
         if store.size(layout.REPOSITORY) is None:
             return None
@@ -164,6 +165,20 @@ class Repository:
         """Return the newest capture, None if there is none."""
         ids = self.capture_ids()
         return self.capture(ids[-1]) if ids else None
+
+    def restore_requests(self) -> Iterator[tuple[str, bytes]]:
+        """Yield key and content of every file that somebody dropped to ask for a restore.
+
+        Raises:
+            DamagedError: one is larger than any request can be.
+        """
+        for info in self.store.list(layout.RESTORE_REQUESTS):
+            if info.size > _LARGEST_REQUEST:
+                raise DamagedError(
+                    f"{self.store.url}/{info.key} has {info.size} bytes and cannot be the request of a restore; "
+                    "remove it"
+                )
+            yield info.key, self.store.get(info.key)
 
     def newest_captures(self, *, before: str | None = None) -> Iterator[Capture]:
         """Yield captures from the newest back, each read when it is asked for.

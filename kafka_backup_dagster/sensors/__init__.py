@@ -1,0 +1,1 @@
+"""Sensors: what looks at the cluster and the repository between captures."""
