@@ -7,15 +7,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from confluent_kafka.admin import (
-    AclBinding,
-    AclOperation,
-    AclPermissionType,
-    ResourcePatternType,
-    ResourceType,
-)
 
 from kafka_backup import AuthorizationError, RestoreRequest
+from tests.support.acls import Right, allow
 from tests.support.engine import capture, open_engine, restored_as
 from tests.support.kafka_cluster import KafkaCluster
 from tests.support.records import NewRecord
@@ -35,19 +29,12 @@ def guarded() -> Iterator[KafkaCluster]:
     }
     with KafkaCluster(1, config=rules) as cluster:
         held = ["CLUSTER_ACTION", "DESCRIBE", "ALTER", "DESCRIBE_CONFIGS", "ALTER_CONFIGS"]
-        _allow(cluster, ResourceType.BROKER, "kafka-cluster", held)
+        _allow(cluster, "kafka-cluster", held, "BROKER")
         yield cluster
 
 
-def _allow(kafka: KafkaCluster, kind: ResourceType, name: str, operations: Sequence[str]) -> None:
-    pattern, allow = ResourcePatternType.LITERAL, AclPermissionType.ALLOW
-    rules = [
-        AclBinding(kind, name, pattern, "User:ANONYMOUS", "*", AclOperation[each], allow)
-        for each in operations
-    ]
-    admin = kafka.admin()
-    for done in admin.create_acls(rules).values():
-        done.result(30)
+def _allow(kafka: KafkaCluster, name: str, operations: Sequence[str], kind: str = "TOPIC") -> None:
+    allow(kafka, "ANONYMOUS", *(Right(each, name, kind) for each in operations))
 
 
 @pytest.mark.parametrize("exists", [False, True], ids=["new", "existing"])
@@ -60,7 +47,7 @@ def test_each_missing_right_is_named_before_a_write(
     Rights on a topic that does not exist yet cannot be found out by trying.
     """
     topic = f"source-{secrets.token_hex(4)}"
-    _allow(guarded, ResourceType.TOPIC, topic, ["ALL"])
+    _allow(guarded, topic, ["ALL"])
     new_topic(guarded, name=topic)
     produce(guarded.bootstrap_servers, topic, [NewRecord(b"v")] * 3)
     needed = [right for right in RIGHTS if not (exists and right == "CREATE")]
@@ -70,7 +57,7 @@ def test_each_missing_right_is_named_before_a_write(
             new_topic(guarded, name=target)
     for lacking, target in targets.items():
         without = {lacking, *IMPLYING.get(lacking, ())}
-        _allow(guarded, ResourceType.TOPIC, target, [each for each in needed if each not in without])
+        _allow(guarded, target, [each for each in needed if each not in without])
     with open_engine(guarded, tmp_path) as engine:
         capture(engine, topic)
         for lacking, target in targets.items():

@@ -13,9 +13,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from kafka_backup.cli import main
+from tests.support.acls import Right, allow, take
 from tests.support.groups import commit
 from tests.support.records import NewRecord, renumbered
-from tests.support.secure_cluster import Right, SecureCluster
+from tests.support.secure_cluster import SecureCluster
 from tests.support.topics import new_topic, produce, read_topic
 
 PASSWORD = "canary-password"
@@ -52,11 +53,11 @@ class User:
 
     def needs_each(self, rights: Sequence[Right], refused: Callable[[Right], None]) -> None:
         """Gives all rights but one, for each in turn, and checks that it is refused; then all of them."""
-        self.kafka.allow(self.name, *rights)
+        allow(self.kafka, self.name, *rights)
         for each in rights:
-            self.kafka.take(self.name, each)
+            take(self.kafka, self.name, each)
             refused(each)
-            self.kafka.allow(self.name, each)
+            allow(self.kafka, self.name, each)
 
 
 @pytest.fixture
@@ -135,14 +136,14 @@ def test_a_pattern_that_matches_a_topic_without_rights(secure: SecureCluster, us
     """
     names = [filled_topic(secure, f"{user.name}.{n}") for n in "ab"]
     pattern = f"{user.name}.*"
-    secure.allow(user.name, Right("READ", names[0]), Right("DESCRIBE_CONFIGS", names[0]))
+    allow(secure, user.name, Right("READ", names[0]), Right("DESCRIBE_CONFIGS", names[0]))
     assert f"topics that match {pattern} may be hidden" in error_of(user.run("backup", topics=[pattern]))
-    secure.allow(user.name, CLUSTER)
+    allow(secure, user.name, CLUSTER)
     told = error_of(user.run("backup", topics=[pattern]))
     assert f"READ on topic '{names[1]}'" in told
     assert names[0] not in told
     assert not user.repository.exists()
-    secure.allow(user.name, Right("READ", names[1]), Right("DESCRIBE_CONFIGS", names[1]))
+    allow(secure, user.name, Right("READ", names[1]), Right("DESCRIBE_CONFIGS", names[1]))
     result = user.run("backup", topics=[pattern])
     assert result.exit_code == 0, result.output
     assert len(json.loads(result.stdout)["topics"]) == 2
@@ -157,8 +158,8 @@ def test_a_topic_that_is_denied_to_us_is_named(pattern: str, secure: SecureClust
     """
     names = [filled_topic(secure, f"{user.name}.{n}") for n in "ab"]
     wanted = pattern.format(user.name)
-    secure.allow(user.name, Right("READ", "*"), Right("DESCRIBE_CONFIGS", "*"), CLUSTER)
-    secure.allow(user.name, Right("DESCRIBE", names[1]), deny=True)
+    allow(secure, user.name, Right("READ", "*"), Right("DESCRIBE_CONFIGS", "*"), CLUSTER)
+    allow(secure, user.name, Right("DESCRIBE", names[1]), deny=True)
     told = error_of(user.run("backup", topics=[wanted]))
     assert f"READ on topic '{names[1]}'" in told
     assert not user.repository.exists()
@@ -200,7 +201,7 @@ def test_a_restore_needs_four_rights_on_each_target(secure: SecureCluster, user:
     Risk: a topic that is half written when the missing right is found.
     """
     source = filled_topic(secure, f"{user.name}-source")
-    secure.allow(user.name, Right("READ", source), Right("DESCRIBE_CONFIGS", source))
+    allow(secure, user.name, Right("READ", source), Right("DESCRIBE_CONFIGS", source))
     assert user.run("backup", topics=[source]).exit_code == 0
     target = f"again-{source}"
     command = ["restore", "--id", "r1", "--prefix", "again-", "--execute"]
@@ -230,11 +231,11 @@ def test_a_verification_needs_to_read_the_target_only(secure: SecureCluster, use
     """
     source = filled_topic(secure, f"{user.name}-source")
     everything = [Right("ALL", user.name, prefixed=True), Right("ALL", "again-", prefixed=True)]
-    secure.allow(user.name, *everything)
+    allow(secure, user.name, *everything)
     assert user.run("backup", topics=[source]).exit_code == 0
     done = user.run("restore", "--id", "r1", "--prefix", "again-", "--execute", topics=[source])
     assert done.exit_code == 0, done.output
-    secure.take(user.name, *everything)
+    take(secure, user.name, *everything)
     target = f"again-{source}"
 
     def refused(lacking: Right) -> None:

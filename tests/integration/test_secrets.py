@@ -16,8 +16,9 @@ from moto.server import ThreadedMotoServer
 
 from kafka_backup.repository.store import open_store
 from kafka_backup_dagster import KafkaBackupResource, kafka_backup_assets, restore_job
+from tests.support.acls import Right, allow
 from tests.support.records import NewRecord
-from tests.support.secure_cluster import USER, Right, SecureCluster
+from tests.support.secure_cluster import USER, SecureCluster
 from tests.support.token_endpoint import TokenEndpoint
 from tests.support.topics import new_topic, produce
 
@@ -80,7 +81,8 @@ def setting(secure: SecureCluster) -> Iterator[Setting]:
     host, port = server.get_host_and_port()
     url = f"http://{host}:{port}"
     secure.add_user(SOURCE_USER, SECRETS["KAFKA_PASSWORD"])
-    secure.allow(
+    allow(
+        secure,
         SOURCE_USER,
         Right("ALL", "*"),
         Right("ALL", "*", "GROUP"),

@@ -3,24 +3,17 @@
 import contextlib
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-from confluent_kafka.admin import (
-    AclBinding,
-    AclBindingFilter,
-    AclOperation,
-    AclPermissionType,
-    ResourcePatternType,
-    ResourceType,
-    ScramCredentialInfo,
-    ScramMechanism,
-    UserScramCredentialUpsertion,
-)
+from confluent_kafka.admin import ScramCredentialInfo, ScramMechanism, UserScramCredentialUpsertion
 
+from kafka_backup.errors import AuthorizationError
+from kafka_backup.kafka.connection import Connection
+from kafka_backup.kafka.settings import ConnectionSettings
 from tests.support.certificates import Certificate, Identities
 from tests.support.kafka_cluster import KafkaCluster, Listener
 from tests.support.token_endpoint import Signer
+from tests.support.waiting import wait_for
 
 USER, PASSWORD = "backup", 'pass "word" with, =signs ünd so'
 _SCRAM = "org.apache.kafka.common.security.scram.ScramLoginModule required;"
@@ -30,34 +23,6 @@ _VALIDATOR = "org.apache.kafka.common.security.oauthbearer.OAuthBearerValidatorC
 _KEYS = "file:///mnt/keys/jwks.json"
 SESSION_MS = 2000
 """Life of a session at the listener SHORT."""
-
-
-@dataclass(frozen=True)
-class Right:
-    """One operation on one resource of Kafka's ACLs, or on all whose names begin so.
-
-    Attributes:
-        operation: Kafka's name, such as READ.
-        name: of the resource; ``*`` for all.
-        kind: TOPIC, GROUP or BROKER (the cluster, whose name is ``kafka-cluster``).
-    """
-
-    operation: str
-    name: str
-    kind: str = "TOPIC"
-    prefixed: bool = False
-
-    def rule(self, user: str, *, deny: bool = False) -> AclBinding:
-        """As the admin client wants it."""
-        return AclBinding(
-            ResourceType[self.kind],
-            self.name,
-            ResourcePatternType.PREFIXED if self.prefixed else ResourcePatternType.LITERAL,
-            f"User:{user}",
-            "*",
-            AclOperation[self.operation],
-            AclPermissionType.DENY if deny else AclPermissionType.ALLOW,
-        )
 
 
 class SecureCluster(KafkaCluster):
@@ -119,37 +84,23 @@ class SecureCluster(KafkaCluster):
         ]
 
     def add_user(self, name: str, password: str) -> None:
-        """Lets a user in by SCRAM."""
+        """Lets a user in by SCRAM, and waits until the broker knows."""
         admin = self.admin()
         for mechanism in (ScramMechanism.SCRAM_SHA_256, ScramMechanism.SCRAM_SHA_512):
             new = UserScramCredentialUpsertion(name, ScramCredentialInfo(mechanism, 4096), password.encode())
             for future in admin.alter_user_scram_credentials([new]).values():
                 future.result(30)
+            properties = self.properties("SASL", mechanism.name.replace("_", "-"))
+            properties |= {"sasl.username": name, "sasl.password": password}
+            wait_for(lambda known=properties: self._lets_in(known), what=f"user {name}")
 
-    def allow(self, user: str, *rights: Right, deny: bool = False) -> None:
-        """Gives a user rights (with `deny`: forbids them), and waits until the broker obeys."""
-        admin = self.admin()
-        for done in admin.create_acls([each.rule(user, deny=deny) for each in rights]).values():
-            done.result(30)
-
-    def take(self, user: str, *rights: Right) -> None:
-        """Takes rights away again."""
-        admin = self.admin()
-        rules = [each.rule(user) for each in rights]
-        filters = [
-            AclBindingFilter(
-                rule.restype,
-                rule.name,
-                rule.resource_pattern_type,
-                rule.principal,
-                rule.host,
-                rule.operation,
-                rule.permission_type,
-            )
-            for rule in rules
-        ]
-        for done in admin.delete_acls(filters).values():
-            assert len(done.result(30)) == 1
+    def _lets_in(self, properties: dict[str, str]) -> bool:
+        settings = ConnectionSettings.from_properties(self.servers("SASL"), properties)
+        try:
+            Connection(settings.bootstrap[0], settings).close()
+        except AuthorizationError:
+            return False
+        return True
 
     def properties(self, listener: str, mechanism: str = "", **more: str) -> dict[str, str]:
         """What a client needs to get in at a listener; `more` with ``_`` for dots."""

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from moto import mock_aws
 
 from kafka_backup.errors import AuthorizationError, ConfigurationError, UnreachableError
 from kafka_backup.kafka import auth
@@ -287,6 +288,25 @@ def test_aws_credentials_sign_a_token(by: str, no_aws: Path, monkeypatch: pytest
     assert "X-Amz-Signature=" in url
     assert "canary" not in url
     assert 800 < token.expires_at - time.time() <= 900
+
+
+def test_an_assumed_role_signs_a_token(no_aws: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What: a role by its ARN, assumed at an imitation of AWS STS.
+
+    Why: in a company the role that may read the cluster is seldom the machine's own.
+    Risk: the machine's own identity is shown, which may do nothing.
+    """
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAEXAMPLE")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "canary")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-central-1")
+    role = {"aws.role.arn": "arn:aws:iam::123456789012:role/backup", "aws.role.session.name": "nightly"}
+    source = ConnectionSettings.from_properties("a:1", AWS | role).tokens
+    assert source is not None
+    with mock_aws():
+        token = source.token().value
+    url = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)).decode()
+    assert "X-Amz-Security-Token=" in url
+    assert "X-Amz-Credential=AKIAEXAMPLE" not in url
 
 
 @pytest.mark.parametrize(("profile", "says"), [("", "no AWS credentials"), ("nobody", "nobody")])
