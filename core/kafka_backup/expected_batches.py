@@ -14,6 +14,7 @@ from kafka_backup.errors import DamagedError
 from kafka_backup.records.convert import Bounds, TargetBatch, convert
 from kafka_backup.records.headers import Stamp
 from kafka_backup.records.merge import merge, worth_merging
+from kafka_backup.repository.buffers import Buffers
 from kafka_backup.repository.commit_log import CommitLog
 from kafka_backup.repository.documents import SegmentEntry
 from kafka_backup.repository.restore_documents import PlannedPartition, PlannedTopic, RestoreRequest
@@ -62,6 +63,7 @@ def expected_batches(
     before_segment: Callable[[], None],
     check_crc: bool = True,
     proofs: SegmentProofs | None = None,
+    buffers: Buffers | None = None,
 ) -> Iterator[TargetBatch]:
     """Yield the batches that the target partition must hold, in order; the same on every call.
 
@@ -72,6 +74,7 @@ def expected_batches(
         check_crc: check the checksum of each stored batch. Its SHA-256 is always checked, and proves
             that it is what was stored.
         proofs: of the segments that were read before, which are not hashed again; new ones are added.
+        buffers: to read segments into.
 
     Raises:
         DamagedSourceError: a segment is not what its commit says, naming it; before its first batch is
@@ -89,7 +92,11 @@ def expected_batches(
         before_segment()
         try:
             yield from _segment_batches(
-                target, segment, SegmentReader(store, segment, proofs=proofs), before_segment, check_crc
+                target,
+                segment,
+                SegmentReader(store, segment, proofs=proofs, buffers=buffers),
+                before_segment,
+                check_crc,
             )
         except DamagedError as error:
             detail = str(error) if segment.key in str(error) else f"segment {segment.key} is damaged: {error}"

@@ -20,6 +20,7 @@ from kafka_backup.offset_mapping import OffsetMap
 from kafka_backup.produce_pipeline import ProduceLane, ProducePipeline
 from kafka_backup.progress import Deadline, StopToken
 from kafka_backup.records.convert import TargetBatch
+from kafka_backup.repository.buffers import Buffers
 from kafka_backup.repository.segments import SegmentProofs
 from kafka_backup.repository.store import Store
 
@@ -107,6 +108,7 @@ class PartitionRestore:
         self._on_records = on_records
         self._initial_end = target.partition.initial_end
         self._proofs: SegmentProofs = {}
+        self._buffers = Buffers()
 
     def pipeline(self) -> ProducePipeline:
         """Compare what the target holds already; return what writes the rest.
@@ -161,6 +163,7 @@ class PartitionRestore:
             before_segment=self._before_segment,
             check_crc=check_crc,
             proofs=self._proofs,
+            buffers=self._buffers,
         )
 
     def _compare(self, start: int, expected: Iterator[TargetBatch]) -> LogComparison:

@@ -18,6 +18,7 @@ from kafka_backup.records.batch import BatchHeader
 from kafka_backup.records.codec import decode_batch
 from kafka_backup.repository import layout
 from kafka_backup.repository.acceptances import AcceptedCommit, accepted_absences, accepted_losses
+from kafka_backup.repository.buffers import Buffers
 from kafka_backup.repository.checkpoints import CommitReader, check_checkpoint, checkpoint_numbers
 from kafka_backup.repository.commit_log import CommitLog, commit_flaws, read_commits
 from kafka_backup.repository.documents import CapturedTopic, Commit, PartitionRange, sha256_of
@@ -506,10 +507,16 @@ def _data(
     """Read every segment, and hold each range's ledger against the records in it."""
     bad = {problem.object for problem in known}
     segments = list(log.segments())
+    of_thread = threading.local()
 
     def read(pair: tuple[_RangePlace, StoredSegment]) -> _Read | None:
         token.check()
-        return None if pair[1].key in bad else _read(log, pair[0].part, pair[1], token)
+        if pair[1].key in bad:
+            return None
+        if not hasattr(of_thread, "buffers"):
+            of_thread.buffers = Buffers()
+        reader = SegmentReader(log.store, pair[1], buffers=of_thread.buffers)
+        return _read(log, reader, pair[0].part, pair[1], token)
 
     with ThreadPoolExecutor(max_workers=threads, thread_name_prefix="verify") as pool:
         results = zip(segments, pool.map(read, segments), strict=True)
@@ -530,11 +537,13 @@ def _data(
                 yield Problem(kind="ledger", object=commit_key, detail=detail)
 
 
-def _read(log: _Log, part: PartitionRange, segment: StoredSegment, token: StopToken) -> _Read | None:
+def _read(
+    log: _Log, reader: SegmentReader, part: PartitionRange, segment: StoredSegment, token: StopToken
+) -> _Read | None:
     """Read one segment; None if it was swept away meanwhile."""
     result = _Read()
     try:
-        for batch, header in SegmentReader(log.store, segment).batches(check_crc=True):
+        for batch, header in reader.batches(check_crc=True):
             token.check()
             result.records += _records_inside(part, batch, header)
     except DamagedSegmentError as error:

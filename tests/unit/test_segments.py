@@ -15,6 +15,7 @@ from kafka_backup.records.batch import BatchHeader, read_header, walk
 from kafka_backup.records.codec import Record, encode_batch
 from kafka_backup.records.compression import Codec
 from kafka_backup.repository import proven_object, segments
+from kafka_backup.repository.buffers import Buffers
 from kafka_backup.repository.documents import SegmentEntry
 from kafka_backup.repository.segments import (
     Compression,
@@ -179,6 +180,53 @@ def test_pieces_of_any_size(counts: list[int], piece: int, compression: Compress
             assert [bytes(view) for view, _ in found] == batches
             assert [header.size for _, header in found] == [len(each) for each in batches]
     assert len(proofs[segment.key]) == -(-segment.entry.stored_size // piece)
+
+
+def test_buffers_are_lent_again_only_when_nothing_of_them_is_in_use() -> None:
+    """A buffer comes again once no view of it, or of a part of it, is left; until then others are lent.
+
+    It matters because batches in flight lie in the buffers that segments were read into.
+    A buffer lent too early would send one batch with the bytes of another.
+    """
+    buffers = Buffers()
+    first = buffers.view(100)
+    first[:5] = b"first"
+    part = first[1:5]
+    del first
+    for _ in range(10):
+        other = buffers.view(1 << 20)
+        other[:] = bytes(len(other))
+        assert bytes(part) == b"irst"
+    memory = id(other.obj)
+    del part, other
+    assert id(buffers.view(5).obj) == memory
+    assert len(buffers.view((3 << 20) + 1)) == (3 << 20) + 1
+    assert len(buffers.view(0)) == 0
+
+
+@given(keep=st.lists(st.booleans(), min_size=30, max_size=30))
+def test_batches_in_use_stay_while_others_are_read(keep: list[bool]) -> None:
+    """Batches that are held on to keep their bytes while the rest is read through few buffers, twice.
+
+    It matters because a restore holds any number of batches until they are acknowledged.
+    Memory used again would change a batch between its checksum and its sending.
+    """
+    store = memory_store()
+    batches = [batch(offset, 1) for offset in range(30)]
+    segment = stored(write_segment(store, b"".join(batches)))
+    proofs: SegmentProofs = {}
+    buffers = Buffers()
+    held: list[tuple[int, memoryview]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (proven_object, segments):
+            patch.setattr(module, "PIECE_BYTES", 2 * len(batches[0]))
+        for _ in range(2):
+            reader = SegmentReader(store, segment, proofs=proofs, buffers=buffers)
+            for number, (view, _header) in enumerate(reader.batches()):
+                assert view == batches[number]
+                if keep[number]:
+                    held.append((number, view))
+    assert all(view == batches[number] for number, view in held)
 
 
 @pytest.mark.parametrize("compression", ["none", "zstd"])

@@ -35,12 +35,13 @@ class ProvenObject:
         self._reader = reader
         self._checksums = checksums
         self._next = 0
+        self._buffer = memoryview(bytearray(min(PIECE_BYTES, reader.size)))
 
     def read(self, _size: int = -1) -> bytes:
         """Return the next piece, empty at the end."""
         left = self._reader.size - self._next * PIECE_BYTES
-        piece = bytearray(max(0, min(PIECE_BYTES, left)))
-        self.fill(memoryview(piece))
+        piece = self._buffer[: max(0, min(PIECE_BYTES, left))]
+        self.fill(piece)
         return bytes(piece)
 
     def fill(self, buffer: memoryview) -> None:

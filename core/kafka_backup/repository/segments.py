@@ -12,22 +12,24 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import IO, Literal, NoReturn, cast
 
+import crc32c
 import zstandard
 
 from kafka_backup.errors import DamagedError
 from kafka_backup.records import Buffer
 from kafka_backup.records.batch import (
     CODEC_MASK,
+    CRC_START,
     HEADER_SIZE,
     LOG_OVERHEAD,
     BatchHeader,
     UnsupportedMagicError,
-    crc_is_valid,
     read_header,
     walk,
 )
 from kafka_backup.records.compression import Codec
 from kafka_backup.records.rewrite import REENCODED_BITS
+from kafka_backup.repository.buffers import Buffers
 from kafka_backup.repository.documents import SegmentEntry
 from kafka_backup.repository.layout import segment_key
 from kafka_backup.repository.proven_object import PIECE_BYTES, ProvenObject, digest
@@ -235,7 +237,14 @@ class SegmentWriter:
 class SegmentReader:
     """Reads one segment piece by piece and proves it on the way; however large it is, in little memory."""
 
-    def __init__(self, store: Store, segment: StoredSegment, *, proofs: SegmentProofs | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        segment: StoredSegment,
+        *,
+        proofs: SegmentProofs | None = None,
+        buffers: Buffers | None = None,
+    ) -> None:
         """Prepare; nothing is read yet.
 
         Args:
@@ -243,10 +252,12 @@ class SegmentReader:
             segment: as its commit names it.
             proofs: of segments that were read before; this one's is added. A segment with a proof is not
                 hashed again: its pieces must only be those that were hashed.
+            buffers: to read into, shared with other readers of this thread.
         """
         self._store = store
         self._segment = segment
         self._proofs = {} if proofs is None else proofs
+        self._buffers = Buffers() if buffers is None else buffers
 
     def batches(self, *, check_crc: bool = False) -> Iterator[tuple[memoryview, BatchHeader]]:
         """Yield each batch as a writable view of the whole batch, with its header.
@@ -263,27 +274,33 @@ class SegmentReader:
                 zstd frame holds are only known to be wrong when they are reached.
         """
         entry = self._segment.entry
+        newest = entry.last_offset
         batches = records = 0
         last_offset = entry.first_offset - 1
+        left, wanted = entry.raw_size, PIECE_BYTES
+        begun = memoryview(b"")  # a batch whose rest is not read yet
         try:
             with closing(self._open()) as reader:
-                for window, position, header in self._walk(self._filler(reader)):
-                    if batches == 0 and header.base_offset != entry.first_offset:
-                        self._damaged(
-                            "offsets", f"it begins at offset {header.base_offset}, not {entry.first_offset}"
-                        )
-                    if header.base_offset <= last_offset or header.last_offset > entry.last_offset:
-                        self._damaged(
-                            "offsets",
-                            f"a batch [{header.base_offset}, {header.next_offset}) follows offset {last_offset} in a "
-                            f"segment of [{entry.first_offset}, {entry.last_offset + 1})",
-                        )
-                    if check_crc and not crc_is_valid(window, position, header):
-                        self._damaged("crc", f"the batch at offset {header.base_offset} fails its CRC check")
-                    batches += 1
-                    records += header.record_count
-                    last_offset = header.last_offset
-                    yield window[position : position + header.size], header
+                fill = self._filler(reader)
+                while left:
+                    window = self._buffers.view(len(begun) + min(left, wanted))
+                    window[: len(begun)] = begun
+                    fill(window[len(begun) :])
+                    left -= len(window) - len(begun)
+                    end = 0
+                    for start, header in walk(window):
+                        base_offset, length, _, _, checksum, _, last_delta, *_, count = header
+                        if base_offset <= last_offset or base_offset + last_delta > newest or not batches:
+                            self._check_offsets(header, last_offset, is_first=not batches)
+                        end = start + LOG_OVERHEAD + length
+                        if check_crc and crc32c.crc32c(window[start + CRC_START : end]) != checksum:
+                            self._damaged("crc", f"the batch at offset {base_offset} fails its CRC check")
+                        batches += 1
+                        records += count
+                        last_offset = base_offset + last_delta
+                        yield window[start:end], header
+                    begun = window[end:]
+                    wanted = self._wanted(begun, left)
         except UnsupportedMagicError as error:
             self._damaged("unreadable", str(error))
         except DamagedSegmentError:
@@ -376,25 +393,23 @@ class SegmentReader:
 
         return fill
 
-    def _walk(self, fill: Callable[[memoryview], None]) -> Iterator[tuple[memoryview, int, BatchHeader]]:
-        """Yield each batch as its place in a buffer; a buffer is never used again."""
-        left = self._segment.entry.raw_size
-        begun = memoryview(b"")  # the start of a batch whose rest is not read yet
-        wanted = PIECE_BYTES
-        while left:
-            window = memoryview(bytearray(len(begun) + min(left, wanted)))
-            window[: len(begun)] = begun
-            fill(window[len(begun) :])
-            left -= len(window) - len(begun)
-            end = 0
-            for position, header in walk(window):
-                end = position + header.size
-                yield window, position, header
-            begun = window[end:]
-            missing = read_header(begun).size - len(begun) if len(begun) >= HEADER_SIZE else 1
-            if begun and missing > left:
-                self._damaged("unreadable", f"its last {len(begun) + left} bytes are no whole batch")
-            wanted = -(-missing // PIECE_BYTES) * PIECE_BYTES
+    def _check_offsets(self, header: BatchHeader, last_offset: int, *, is_first: bool) -> None:
+        entry = self._segment.entry
+        if is_first and header.base_offset != entry.first_offset:
+            self._damaged("offsets", f"it begins at offset {header.base_offset}, not {entry.first_offset}")
+        if header.base_offset <= last_offset or header.last_offset > entry.last_offset:
+            self._damaged(
+                "offsets",
+                f"a batch [{header.base_offset}, {header.next_offset}) follows offset {last_offset} in a segment of "
+                f"[{entry.first_offset}, {entry.last_offset + 1})",
+            )
+
+    def _wanted(self, begun: memoryview, left: int) -> int:
+        """How many more bytes to read so that a batch that has begun is whole, in whole pieces."""
+        missing = read_header(begun).size - len(begun) if len(begun) >= HEADER_SIZE else 1
+        if begun and missing > left:
+            self._damaged("unreadable", f"its last {len(begun) + left} bytes are no whole batch")
+        return -(-missing // PIECE_BYTES) * PIECE_BYTES
 
     def _damaged(self, flaw: SegmentFlaw, detail: str) -> NoReturn:
         raise DamagedSegmentError(flaw, self._segment.key, detail)
