@@ -1,12 +1,14 @@
 """Measure what backups and restores cost, side by side with other clients; print it and keep it."""
 
 import argparse
+import json
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from rich.console import Console
@@ -17,7 +19,7 @@ from bench.compare import compare
 from bench.machine import describe
 from bench.measure import run
 from bench.payloads import ValuesFiles
-from bench.report import Results, show
+from bench.report import Results, show, show_figures
 from bench.topics import Topic, TopicKind, make
 
 _RESULTS = Path(__file__).with_name("results")
@@ -91,6 +93,12 @@ class Bench:
         if self.results is not None:
             self.results.add(section, name, document)
 
+    def keep_figures(self, name: str, title: str, figures: Mapping[str, float]) -> None:
+        """Print plain figures and keep them."""
+        show_figures(title, figures, self.console)
+        if self.results is not None:
+            self.results.add("figures", name, {"title": title, "figures": figures})
+
     def scaled(self, kind: TopicKind) -> TopicKind:
         """The kind with as many records as this run takes; a cleaner needs more of them."""
         return replace(kind, records=kind.records // (10 if kind.compacted else 100)) if self.quick else kind
@@ -113,6 +121,8 @@ def copy(bench: Bench, kind: TopicKind) -> None:
         run(repository.command("backup", "--topic", topic.name))
         writers = [
             sides.Restore(broker, topic, repository),
+            # A lower bound that keeps everything: each record's time is looked at.
+            sides.Restore(broker, topic, repository, "--from", "2000-01-01T00:00:00Z"),
             sides.Produce(broker, topic, values),
             sides.ProducerPerformance(broker, topic, values),
         ]
@@ -152,6 +162,32 @@ def idle(bench: Bench) -> None:
         repository.remove()
 
 
+def long_repository(bench: Bench) -> None:
+    """Open a repository with a long past."""
+    topics, commits = (20, 30) if bench.quick else (1000, 100)
+    folder = str(bench.work / "long")
+    module = [sys.executable, "-m", "bench.long_repository"]
+    run([*module, "make", folder, str(topics), str(commits)])
+    seconds = []
+    for _ in range(bench.runs):
+        _, printed = run([*module, "open", folder])
+        opened, taken = printed.split()
+        if int(opened) != topics * commits:
+            raise sides.SideFailedError(f"{opened} commits were found, {topics * commits} are there")
+        seconds.append(float(taken))
+    shutil.rmtree(folder)
+    title = f"A repository of {topics:,} topics and {topics * commits:,} commits is opened, all logs of it"
+    figures = {"seconds, least": min(seconds), "seconds, median": median(seconds)}
+    bench.keep_figures("long-repository", title, figures)
+
+
+def slow_path(bench: Bench) -> None:
+    """Records a second where each record is looked at."""
+    _, printed = run([sys.executable, "-m", "bench.slow_path"])
+    title = "Records of 100 bytes a second on one core, decompression and compression apart"
+    bench.keep_figures("slow-path", title, json.loads(printed))
+
+
 WORKS: Mapping[str, Callable[[Bench], None]] = {
     **{
         kind.name: lambda bench, kind=kind: copy(bench, kind)
@@ -159,6 +195,8 @@ WORKS: Mapping[str, Callable[[Bench], None]] = {
     },
     "growth": growth,
     "idle": idle,
+    "long-repository": long_repository,
+    "slow-path": slow_path,
 }
 
 

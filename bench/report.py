@@ -20,7 +20,8 @@ def show(document: Mapping[str, Any], console: Console) -> None:
     title = document["title"]
     if document["records"]:
         title += f". {document['records']:,} records, {document['logical_bytes'] / 1e9:.2f} GB of values"
-    table = Table("", title=title, title_justify="left")
+    console.print(f"\n{title}")
+    table = Table("")
     for column in _COLUMNS:
         table.add_column(column, justify="right")
     for name, side in document["sides"].items():
@@ -38,6 +39,16 @@ def show(document: Mapping[str, Any], console: Console) -> None:
             f"x {side['wall_ratio']:.2f}",
             f"x {side['cpu_ratio']:.2f}",
         )
+    console.print(table)
+
+
+def show_figures(title: str, figures: Mapping[str, float], console: Console) -> None:
+    """Print plain figures."""
+    console.print(f"\n{title}")
+    table = Table("")
+    table.add_column("", justify="right")
+    for name, figure in figures.items():
+        table.add_row(name, f"{figure:,.0f}" if figure > 1000 else f"{figure:.2f}")
     console.print(table)
 
 

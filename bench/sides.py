@@ -229,20 +229,25 @@ class Restore(_Writer):
 
     name = "kafka-backup restore"
 
-    def __init__(
-        self,
-        broker: Broker,
-        topic: Topic,
-        repository: Repository,
-    ) -> None:
+    def __init__(self, broker: Broker, topic: Topic, repository: Repository, *options: str) -> None:
         super().__init__(broker)
+        self.name = " ".join((self.name, *options))
         self._topic = topic
         self._repository = repository
+        self._options = options
 
     def measure(self) -> Run:
         """See `Side`."""
         restore_id = f"r{secrets.token_hex(4)}"
-        arguments = ["--id", restore_id, "--topic", self._topic.name, "--prefix", f"{restore_id}-"]
+        arguments = [
+            "--id",
+            restore_id,
+            "--topic",
+            self._topic.name,
+            "--prefix",
+            f"{restore_id}-",
+            *self._options,
+        ]
         command = self._repository.command("restore", *arguments, "--execute")
         self._written = f"{restore_id}-{self._topic.name}"
         measures, printed = run(command)
