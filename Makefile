@@ -26,7 +26,7 @@ dev: venv image ## a broker with the demo's topics, and Dagster's user interface
 	@exec $(BIN)/python -m demo.dev
 
 .PHONY: test
-test: venv images ## every test; installs what is missing first
+test: venv images stores ## every test; installs what is missing first
 	$(PYTEST) $(PARALLEL)
 
 .PHONY: unit
@@ -38,7 +38,7 @@ fuzz: venv ## the tests of hostile input, with 5,000 examples each (some minutes
 	$(PYTEST) $(PARALLEL) tests/unit/test_hostile_input.py --hypothesis-profile=deep --timeout 1800
 
 .PHONY: integration
-integration: venv images ## tests on a real broker
+integration: venv images stores ## tests on a real broker, and on object stores
 	$(PYTEST) -m integration $(PARALLEL)
 
 # Exit code 5 is pytest's "no such test".
@@ -51,7 +51,7 @@ e2e: venv image ## tests of the whole way, user interface included
 	$(PYTEST) -m e2e || [ $$? = 5 ]
 
 .PHONY: coverage
-coverage: venv images ## every test, and which lines none of them reaches (htmlcov/); fails where too many are not
+coverage: venv images stores ## every test, and which lines none of them reaches (htmlcov/); fails where too many are not
 	$(PYTEST) $(PARALLEL) --cov --cov-report=xml --cov-report=html
 	$(BIN)/python scripts/coverage_gate.py
 
@@ -98,6 +98,10 @@ image: venv docker ## the Kafka image: pulled, or built here where it cannot be
 .PHONY: images
 images: venv docker ## the same, and the oldest Kafka that is tested
 	@$(BIN)/python -m tests.support.kafka_image all >/dev/null
+
+.PHONY: stores
+stores: docker ## the object stores of the tests: built or installed once, in the user's cache
+	@bash scripts/object-stores.sh >/dev/null
 
 .PHONY: clean
 clean: ## remove what was made here, the virtual environment included

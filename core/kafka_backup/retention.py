@@ -112,6 +112,7 @@ class ExpirePlan:
         captures: those that are not kept any more, oldest first.
         kept_since: when the oldest capture that is kept began, ms; None while none was ever let go.
         group_snapshots: those that are promised no more, `deletes_groups` those that can be deleted now.
+        leftovers: what the store keeps of writers that died.
         unfinished: whether to delete also what captures that may still be running have stored.
         logs: what is to be done where; logs without anything to do are left out.
         pins: the restores that are neither finished nor abandoned.
@@ -123,6 +124,7 @@ class ExpirePlan:
     kept_since: int | None
     group_snapshots: Sequence[str]
     deletes_groups: Sequence[ObjectInfo]
+    leftovers: Sequence[ObjectInfo]
     unfinished: bool
     logs: Sequence[LogExpiry]
     pins: Sequence[str]
@@ -130,7 +132,11 @@ class ExpirePlan:
     @property
     def deletes(self) -> Sequence[ObjectInfo]:
         """Everything that can be deleted now."""
-        return [*(info for log in self.logs for info in log.deletes), *self.deletes_groups]
+        return [
+            *(info for log in self.logs for info in log.deletes),
+            *self.deletes_groups,
+            *self.leftovers,
+        ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,6 +200,7 @@ def plan(repository: Repository, policy: RetentionPolicy, *, unfinished: bool, s
         kept_since=captures.kept_since,
         group_snapshots=expired_groups,
         deletes_groups=() if plans else _stored_groups(repository, {*captures.gone_groups, *expired_groups}),
+        leftovers=repository.store.leftovers(remove=False),
         unfinished=unfinished,
         logs=logs,
         pins=[plan.request.restore_id for plan in plans],
@@ -213,6 +220,7 @@ def run(plan: ExpirePlan, *, repository: Repository, stop: StopToken) -> ExpireR
         run.sweep(log, plans)
     if not plans:
         run.delete_groups()
+    run.clean_up()
     return ExpireReport(
         captures=plan.captures, deleted=run.deleted, freed_bytes=run.freed_bytes, pinned=run.pinned
     )
@@ -482,6 +490,12 @@ class _Run:
             snapshot_id for expiry in self._repository.expiries() for snapshot_id in expiry.group_snapshots
         }
         self._delete(_stored_groups(self._repository, gone))
+
+    def clean_up(self) -> None:
+        """Remove what writers that died left behind in the store."""
+        for info in self._repository.store.leftovers(remove=True):
+            self.deleted += 1
+            self.freed_bytes += info.size
 
     def _until_ours(self, work: Callable[[], _T]) -> _T:
         for _ in range(_TRIES - 1):

@@ -88,6 +88,9 @@ class FaultyStore:
     def delete(self, key: str) -> None:
         self.do(lambda: self._store.delete(key))
 
+    def leftovers(self, *, remove: bool) -> Sequence[ObjectInfo]:
+        return self.do(lambda: self._store.leftovers(remove=remove))
+
 
 class _FaultyReader:
     def __init__(self, store: FaultyStore, reader: ObjectReader) -> None:

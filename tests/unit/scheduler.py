@@ -135,6 +135,10 @@ class SteppedStore:
         self._actor.pause(f"delete {key}")
         self._store.delete(key)
 
+    def leftovers(self, *, remove: bool) -> Sequence[ObjectInfo]:
+        self._actor.pause("leftovers")
+        return self._store.leftovers(remove=remove)
+
 
 class _SteppedWriter:
     def __init__(self, writer: ObjectWriter, key: str, actor: Actor) -> None:

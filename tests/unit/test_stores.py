@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import resource
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from kafka_backup.errors import ConfigurationError, UnreachableError
+from kafka_backup.repository import file_store
 from kafka_backup.repository.store import ObjectExistsError, Store, open_store, put_once
 from tests.unit.faults import Fault, FaultyStore
 from tests.unit.repositories import memory_store
@@ -142,6 +145,64 @@ def test_file_is_durable_when_commit_returns(tmp_path: Path, monkeypatch: pytest
     events.clear()
     put(open_store((tmp_path / "root").as_uri()), "a/b/2.json", b"{}")
     assert {"sync root", "sync root/a", "sync root/a/b"} <= set(events)
+
+
+_DYING = """
+import sys
+from kafka_backup.repository.file_store import FileStore
+writer = FileStore(sys.argv[1]).create("a/b/1.log")
+writer.write(bytes(1000))
+print("written", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_leftovers_of_dead_writers_are_told_from_those_at_work(tmp_path: Path) -> None:
+    """The temporary file of a writer that was killed is found and removed, that of one at work never.
+
+    It matters because each kill leaves up to a segment for each partition that was being captured.
+    They would fill the disk; or a clean-up by age would take the file from under a slow writer.
+    """
+    store = open_store(tmp_path.as_uri())
+    with store.create("a/1.log") as ours:
+        ours.write(b"x" * 10)
+        with subprocess.Popen(
+            [sys.executable, "-c", _DYING, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as theirs:
+            assert theirs.stdout is not None
+            assert theirs.stdout.readline() == b"written\n"
+            assert store.leftovers(remove=True) == []
+            theirs.kill()
+        (left,) = store.leftovers(remove=False)
+        assert (left.key.startswith("a/b/tmp~"), left.size) == (True, 1000)
+        assert store.leftovers(remove=True) == [left]
+        assert store.leftovers(remove=True) == []
+        ours.commit()
+    assert [(info.key, info.size) for info in store.list("")] == [("a/1.log", 10)]
+    assert store.leftovers(remove=True) == []
+
+
+def test_a_writer_that_was_taken_for_dead_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A temporary file that is removed between its creation and its lock is made again.
+
+    It matters because a clean-up can look exactly then.
+    The object would be written into a file without a name, and could never be committed.
+    """
+    store = open_store(tmp_path.as_uri())
+    real, calls = file_store.fcntl.flock, 0
+
+    def late(file: int, how: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            assert len(store.leftovers(remove=True)) == 1
+        real(file, how)
+
+    monkeypatch.setattr(file_store.fcntl, "flock", late)
+    put(store, "a/1.json", b"{}")
+    assert calls == 3
+    assert store.get("a/1.json") == b"{}"
+    assert store.leftovers(remove=True) == []
 
 
 def test_what_a_crash_leaves_behind_is_never_seen(tmp_path: Path, file_store: Store) -> None:

@@ -3,12 +3,14 @@
 An object is written to a temporary file beside its place, synced, and linked to its name; link
 fails where the name exists, so two writers cannot both win. The name, and each folder on the way to
 it, is durable only once the folder that holds it is synced too. A temporary file that a crash left
-behind has a name that no key can have; it is never listed, and may be deleted at any time.
+behind has a name that no key can have, so it is never listed; and nobody holds its lock any more, so it
+can be told from that of a writer at work.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import secrets
 import threading
@@ -31,6 +33,7 @@ from kafka_backup.repository.store import (
 _TEMPORARY = "tmp~"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 _UNUSABLE = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EOPNOTSUPP}
 
 
@@ -124,6 +127,19 @@ class FileStore:
                 return
             _sync_folder(os.path.dirname(path))
 
+    def leftovers(self, *, remove: bool) -> Sequence[ObjectInfo]:
+        """See `Store`. A writer holds the lock of its temporary file; what can be locked has none."""
+        found = []
+        for folder, _, names in os.walk(self._root):
+            for name in names:
+                if name.startswith(_TEMPORARY):
+                    path = os.path.join(folder, name)
+                    with _errors(path):
+                        size = _size_if_left(path, remove=remove)
+                    if size is not None:
+                        found.append(ObjectInfo(key=os.path.relpath(path, self._root), size=size))
+        return found
+
     def make_folder(self, folder: str) -> None:
         """Make a folder and those above it, so that their names survive a power cut.
 
@@ -173,11 +189,20 @@ class FileWriter:
     def __init__(self, store: FileStore, path: str) -> None:
         self._path = path
         self._folder = os.path.dirname(path)
-        self._temporary = os.path.join(self._folder, f"{_TEMPORARY}{secrets.token_hex(8)}")
         with _errors(path):
             store.make_folder(self._folder)
-            self._file = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+            self._file = self._create()
         self._open = True
+
+    def _create(self) -> int:
+        while True:
+            self._temporary = os.path.join(self._folder, f"{_TEMPORARY}{secrets.token_hex(8)}")
+            file = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+            _lock(file, wait=True)
+            # Before we had the lock it may have been taken for a leftover.
+            if os.fstat(file).st_nlink:
+                return file
+            os.close(file)
 
     def write(self, data: Buffer) -> None:
         """See `ObjectWriter`."""
@@ -202,8 +227,11 @@ class FileWriter:
         if self._open:
             self._open = False
             with _errors(self._temporary):
-                os.close(self._file)
-                os.unlink(self._temporary)
+                # In this order: without its lock it would be taken for a leftover.
+                try:
+                    os.unlink(self._temporary)
+                finally:
+                    os.close(self._file)
 
     def __enter__(self) -> Self:
         return self
@@ -223,6 +251,35 @@ def _fill(file: int, view: memoryview, start: int) -> int:
             break
         filled += count
     return filled
+
+
+def _lock(file: int, *, wait: bool) -> bool:
+    """Lock a file for as long as it is open; False if somebody else has it, or there are no locks here."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, *_NO_LOCKS):
+            return False
+        raise
+    return True
+
+
+def _size_if_left(path: str, *, remove: bool) -> int | None:
+    """What a temporary file takes up, if no writer has it any more."""
+    try:
+        file = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return None
+    try:
+        if not _lock(file, wait=False):
+            return None
+        found = os.fstat(file)
+        if remove and found.st_nlink:
+            os.unlink(path)
+        # With two links it is an object too, of a writer that died just after it had made one.
+        return found.st_size if found.st_nlink == 1 else 0
+    finally:
+        os.close(file)
 
 
 def _make_folder(path: str) -> bool:

@@ -139,6 +139,12 @@ class Store(Protocol):
     def delete(self, key: str) -> None:
         """Remove an object; removing what is not there is no error."""
 
+    def leftovers(self, *, remove: bool) -> Sequence[ObjectInfo]:
+        """Return, and remove if asked to, what writers left behind that died: it is in no listing.
+
+        Of writers that live nothing is touched, however long they take.
+        """
+
 
 def commit_once(store: Store, key: str, writer: ObjectWriter, *, sha256: str) -> Literal["created", "ours"]:
     """Commit an object that holds bytes nobody else can write, and find out whose a taken key is.
@@ -227,7 +233,7 @@ def open_store(url: str, options: Mapping[str, str] | None = None, *, retry_seco
 
     Args:
         url: ``file:///absolute/path``; ``memory://name``, shared by all of this process that open the
-            same name; ``s3://bucket/prefix``; ``gs://bucket/prefix``; ``az://account/container/prefix``.
+            same name; ``s3://bucket/prefix``; ``gs://bucket/prefix``; ``az://container/prefix``.
         options: obstore's options for that store (S3Config, GCSConfig, AzureConfig, ClientConfig).
         retry_seconds: how long one request is retried.
 
