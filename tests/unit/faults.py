@@ -7,7 +7,7 @@ from enum import Enum
 from types import TracebackType
 from typing import Self, TypeVar
 
-from kafka_backup.errors import UnreachableError
+from kafka_backup.errors import AuthorizationError, UnreachableError
 from kafka_backup.records import Buffer
 from kafka_backup.repository.store import ObjectExistsError, ObjectInfo, ObjectReader, ObjectWriter, Store
 
@@ -18,6 +18,7 @@ class Fault(Enum):
     """What happens at the chosen call."""
 
     FAILS = "the store does not answer, and did nothing"
+    REFUSED = "the store denies the right, and did nothing"
     ANSWER_LOST = "the store did it, and its answer is lost"
     TOLD_TWICE = "the store did it, the client tried again: it exists already"
     DIES_BEFORE = "the process dies before the call"
@@ -54,6 +55,8 @@ class FaultyStore:
             return call()
         if self._fault is Fault.FAILS:
             raise UnreachableError("the store does not answer")
+        if self._fault is Fault.REFUSED:
+            raise AuthorizationError("the store denies it")
         if self._fault is Fault.DIES_BEFORE:
             self._dead = True
             raise ProcessDied
