@@ -96,6 +96,7 @@ def test_killed_at_any_moment(kafka: KafkaCluster, shell: Shell) -> None:
         if (shell.repository / "repository.json").exists():
             assert shell.json("verify", "--level", "data")["status"] == "ok"
     assert kills >= 5
+    assert [path for path in shell.files() if path.name.startswith("tmp~")]
     shell.json("backup")
     accounts_for_everything(shell, topic, {0: 120, 1: 120})
     shell.json("expire", "--execute")
@@ -104,6 +105,7 @@ def test_killed_at_any_moment(kafka: KafkaCluster, shell: Shell) -> None:
     assert {p: renumbered(records) for p, records in restored.items()} == held
     named = sum(commit["segments"] for commit in shell.json("show", topic)["commits"])
     assert len(shell.segments()) == named
+    assert not [path for path in shell.files() if path.name.startswith("tmp~")]
 
 
 @pytest.mark.parametrize("meanwhile", ["backup", "expire"])

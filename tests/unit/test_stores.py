@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from kafka_backup.errors import ConfigurationError, UnreachableError
-from kafka_backup.repository import file_store
+from kafka_backup.repository import file_store as files
 from kafka_backup.repository.store import ObjectExistsError, Store, open_store, put_once
 from tests.unit.faults import Fault, FaultyStore
 from tests.unit.repositories import memory_store
@@ -182,14 +182,16 @@ def test_leftovers_of_dead_writers_are_told_from_those_at_work(tmp_path: Path) -
     assert store.leftovers(remove=True) == []
 
 
-def test_a_writer_that_was_taken_for_dead_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_writer_that_was_taken_for_dead_begins_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A temporary file that is removed between its creation and its lock is made again.
 
     It matters because a clean-up can look exactly then.
     The object would be written into a file without a name, and could never be committed.
     """
     store = open_store(tmp_path.as_uri())
-    real, calls = file_store.fcntl.flock, 0
+    real, calls = files.fcntl.flock, 0
 
     def late(file: int, how: int) -> None:
         nonlocal calls
@@ -198,7 +200,7 @@ def test_a_writer_that_was_taken_for_dead_begins_anew(tmp_path: Path, monkeypatc
             assert len(store.leftovers(remove=True)) == 1
         real(file, how)
 
-    monkeypatch.setattr(file_store.fcntl, "flock", late)
+    monkeypatch.setattr(files.fcntl, "flock", late)
     put(store, "a/1.json", b"{}")
     assert calls == 3
     assert store.get("a/1.json") == b"{}"
