@@ -15,7 +15,7 @@ from tests.support.kafka_cluster import KafkaCluster, Listener
 from tests.support.token_endpoint import Signer
 from tests.support.waiting import wait_for
 
-USER, PASSWORD = "backup", 'pass "word" with, =signs ünd so'
+USER, PASSWORD = "backup", 'pass "word" with, =signs ünd ﬁ²½ so'
 _SCRAM = "org.apache.kafka.common.security.scram.ScramLoginModule required;"
 _PLAIN = 'org.apache.kafka.common.security.plain.PlainLoginModule required user_backup="secret";'
 _BEARER = "org.apache.kafka.common.security.oauthbearer.OAuthBearerLoginModule required;"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from kafka_backup.errors import AuthorizationError
+from kafka_backup.kafka.scram import ScramClient, ScramError
 from kafka_backup.kafka.settings import Address, ConnectionSettings
 from kafka_backup.kafka.tokens import Token
 
@@ -29,13 +30,10 @@ def authenticate(exchange: Exchange, settings: ConnectionSettings, address: Addr
     if properties["sasl.mechanism"] == "PLAIN":
         exchange(b"\0" + user.encode() + b"\0" + password.encode())
         return
-    from scramp import ScramClient, ScramException  # as long to load as half of all else that a start loads
-
-    client = ScramClient([properties["sasl.mechanism"]], user, password)
+    client = ScramClient(properties["sasl.mechanism"], user, password)
     try:
-        client.set_server_first(exchange(client.get_client_first().encode()).decode())
-        client.set_server_final(exchange(client.get_client_final().encode()).decode())
-    except ScramException as error:
+        client.check(exchange(client.final(exchange(client.first()))))
+    except ScramError as error:
         raise AuthorizationError(f"broker {address}: SCRAM authentication failed: {error}") from error
 
 
