@@ -9,19 +9,20 @@ from typing import TYPE_CHECKING, Literal, get_args
 import dagster as dg
 
 from kafka_backup_dagster.assets.specs import AssetTopics, group_filters_of
-from kafka_backup_dagster.assets.translator import cluster_key
+from kafka_backup_dagster.assets.translator import cluster_key, drill_key
 from kafka_backup_dagster.errors import as_failure
 from kafka_backup_dagster.interrupts import run_interruptibly
 from kafka_backup_dagster.metadata import MAX_ROWS, Metadata, red_lines, table, timestamp
 
 if TYPE_CHECKING:
-    from kafka_backup import Engine, Loss, PartitionLag, StopToken
+    from kafka_backup import DrillReport, Engine, Loss, PartitionLag, StopToken
     from kafka_backup.verify import Problem
     from kafka_backup_dagster.resources.resource import KafkaBackupResource
 
 CheckName = Literal["integrity", "ledger", "recovery_point", "time_to_loss"]
 CHECK_NAMES: tuple[CheckName, ...] = get_args(CheckName)
 EVERY_TOPIC = "every_topic_is_backed_up"
+DRILL_AGE = "drill_age"
 _DESCRIPTIONS: Mapping[CheckName, str] = {
     "integrity": (
         "Every commit follows from the one before, its ledger adds up, and every object that it names is there "
@@ -43,10 +44,12 @@ class CheckLimits:
     Attributes:
         recovery_point_age: how old the recovery point of a topic may be.
         time_to_loss: how long everything that is not captured must still be in Kafka.
+        drill_age: how old the newest restore drill that passed may be.
     """
 
     recovery_point_age: timedelta = timedelta(hours=2)
     time_to_loss: timedelta = timedelta(hours=4)
+    drill_age: timedelta = timedelta(days=31)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,6 +183,59 @@ def coverage(
         ),
         metadata=_red("kafka_backup/not_backed_up", "In no backup", forgotten)
         | {"kafka_backup/topic_count": dg.MetadataValue.int(len(names))},
+    )
+
+
+def build_drill_check(
+    *, limits: CheckLimits | None = None, cluster_name: str = "default", resource_key: str = "kafka_backup"
+) -> dg.AssetChecksDefinition:
+    """Make the check of the asset of restore drills: the newest one that passed is young enough.
+
+    Args:
+        limits: what it allows; by default 31 days.
+        cluster_name: as in the assets.
+        resource_key: of the `KafkaBackupResource`.
+    """
+    allowed = limits or CheckLimits()
+
+    @dg.asset_check(
+        asset=drill_key(cluster_name),
+        name=DRILL_AGE,
+        description="The newest restore drill that passed is young enough. Reads the repository only.",
+        required_resource_keys={resource_key},
+    )
+    def drill_age(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
+        resource: KafkaBackupResource = getattr(context.resources, resource_key)
+        with as_failure(), resource.engine() as engine:
+            newest = run_interruptibly(lambda _: engine.last_good_drill())
+        return judge_drill(newest, allowed, cluster_name=cluster_name).result()
+
+    return drill_age
+
+
+def judge_drill(newest: "DrillReport | None", limits: CheckLimits, *, cluster_name: str) -> Verdict:
+    """Judge whether the newest drill that passed is young enough."""
+    most = limits.drill_age.total_seconds()
+    if newest is None:
+        return Verdict(
+            asset_key=drill_key(cluster_name),
+            check=DRILL_AGE,
+            passed=False,
+            description="No restore drill has ever passed: nobody knows whether these backups can be restored.",
+        )
+    age = max(0.0, time() - newest.ended_at / 1000)
+    return Verdict(
+        asset_key=drill_key(cluster_name),
+        check=DRILL_AGE,
+        passed=age <= most,
+        description=f"The newest drill that passed is {_duration(age)} old; {_duration(most)} are allowed.",
+        metadata={
+            "kafka_backup/drill": dg.MetadataValue.text(newest.drill_id),
+            "kafka_backup/drill_age_seconds": dg.MetadataValue.float(round(age, 3)),
+            "kafka_backup/recovery_seconds": dg.MetadataValue.float(
+                max((each.seconds for each in newest.captures), default=0.0)
+            ),
+        },
     )
 
 

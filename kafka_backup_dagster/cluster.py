@@ -12,12 +12,20 @@ from kafka_backup_dagster.assets.specs import (
     build_kafka_cluster_spec,
     build_kafka_restored_specs,
     build_kafka_topic_specs,
+    build_restore_drill_spec,
     split_filters,
 )
 from kafka_backup_dagster.assets.translator import KafkaBackupTranslator, storage_kind
-from kafka_backup_dagster.checks import CheckLimits, build_coverage_check, build_kafka_backup_checks
+from kafka_backup_dagster.checks import (
+    CheckLimits,
+    build_coverage_check,
+    build_drill_check,
+    build_kafka_backup_checks,
+)
+from kafka_backup_dagster.jobs.drill import DRILL_JOB, build_restore_drill_job, build_restore_drill_schedule
+from kafka_backup_dagster.jobs.expire import EXPIRE_JOB, build_expire_job
 from kafka_backup_dagster.jobs.restore import build_restore_job
-from kafka_backup_dagster.jobs.verify import build_verify_job
+from kafka_backup_dagster.jobs.verify import VERIFY_JOB, build_verify_job
 from kafka_backup_dagster.metadata import RESTORE_JOB
 from kafka_backup_dagster.schedules import (
     BACKUP_JOB,
@@ -25,6 +33,7 @@ from kafka_backup_dagster.schedules import (
     build_kafka_backup_schedule,
     windows_of,
 )
+from kafka_backup_dagster.sensors.drill_age import build_drill_age_sensor
 from kafka_backup_dagster.sensors.new_topics import build_new_topics_sensor
 from kafka_backup_dagster.sensors.restore_requests import build_restore_request_sensor
 from kafka_backup_dagster.sensors.time_to_loss import build_time_to_loss_sensor
@@ -124,6 +133,9 @@ def cluster_definitions(
     allowed = limits or _limits_for(backups)
     job = build_kafka_backup_job(backups, name=names.resource)
     restore = build_restore_job(name=names.restore, cluster_name=cluster_name, resource_key=names.resource)
+    drill = build_restore_drill_job(
+        name=names.job(DRILL_JOB), cluster_name=cluster_name, resource_key=names.resource
+    )
     schedule_status = dg.DefaultScheduleStatus.RUNNING if automation else dg.DefaultScheduleStatus.STOPPED
     sensor_status = dg.DefaultSensorStatus.RUNNING if automation else dg.DefaultSensorStatus.STOPPED
     return dg.Definitions(
@@ -132,6 +144,7 @@ def cluster_definitions(
             *build_kafka_topic_specs(filters, cluster_name=cluster_name, group_name=TOPICS_GROUP),
             *backups,
             *build_kafka_restored_specs(specs, cluster_name=cluster_name, group_name=RESTORED_GROUP),
+            build_restore_drill_spec(specs, cluster_name=cluster_name, group_name=RESTORED_GROUP),
         ],
         asset_checks=[
             *(
@@ -141,16 +154,20 @@ def cluster_definitions(
             build_coverage_check(
                 backups, exclude=backup.exclude, cluster_name=cluster_name, resource_key=names.resource
             ),
+            build_drill_check(limits=allowed, cluster_name=cluster_name, resource_key=names.resource),
         ],
         jobs=[
             job,
             restore,
-            build_verify_job(name=names.job("verify"), resource_key=names.resource),
+            drill,
+            build_verify_job(name=names.job(VERIFY_JOB), resource_key=names.resource),
+            build_expire_job(name=names.job(EXPIRE_JOB), resource_key=names.resource),
         ],
         schedules=[
             build_kafka_backup_schedule(
                 backups, job=job, cron_schedule=cron_schedule, default_status=schedule_status
-            )
+            ),
+            build_restore_drill_schedule(drill),
         ],
         sensors=[
             build_time_to_loss_sensor(
@@ -161,6 +178,13 @@ def cluster_definitions(
                 job=job,
                 exclude=backup.exclude,
                 cluster_name=cluster_name,
+                resource_key=names.resource,
+                default_status=sensor_status,
+            ),
+            build_drill_age_sensor(
+                limits=allowed,
+                cluster_name=cluster_name,
+                name=names.job("restore_drill_age"),
                 resource_key=names.resource,
                 default_status=sensor_status,
             ),

@@ -49,6 +49,7 @@ from kafka_backup.progress import (
 )
 from kafka_backup.recovery_point import RecoveryPoint
 from kafka_backup.repository.documents import Capture, Commit, Window
+from kafka_backup.repository.drills import DrilledCapture, DrillReport
 from kafka_backup.repository.group_documents import GroupSnapshot, Position, SavedGroup
 from kafka_backup.repository.restore_documents import (
     RenameRule,
@@ -72,6 +73,8 @@ __all__ = [
     "Commit",
     "ConfigurationError",
     "DamagedError",
+    "DrillReport",
+    "DrilledCapture",
     "Engine",
     "EngineConfig",
     "GroupFailed",

@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Self
 
 from kafka_backup import backup as _backup
+from kafka_backup import drill as _drill
 from kafka_backup import losses as _losses
 from kafka_backup import restore as _restore
 from kafka_backup import restore_plan as _restore_plan
@@ -23,6 +24,7 @@ from kafka_backup.progress import BackupEvent, RestoreProgress, StopToken
 from kafka_backup.recovery_point import RecoveryPoint, captured_topics, recovery_points
 from kafka_backup.repository.commit_log import CommitLog
 from kafka_backup.repository.documents import Capture, Window
+from kafka_backup.repository.drills import DrillReport, DrillStore
 from kafka_backup.repository.repository import Repository
 from kafka_backup.repository.restore_documents import RestorePlan, RestoreReport, RestoreRequest
 from kafka_backup.repository.store import Store, open_store
@@ -246,6 +248,51 @@ class Engine:
             AuthorizationError: the store denies the right to delete.
         """
         return _retention.run(plan, repository=self.repository(), stop=stop or StopToken())
+
+    def drill(
+        self,
+        topics: Sequence[str] | None = None,
+        *,
+        max_raw_bytes: int = _drill.DRILL_BYTES,
+        stop: StopToken | None = None,
+        on_progress: Callable[[RestoreProgress], None] | None = None,
+    ) -> DrillReport:
+        """Restore the newest capture, and an older one in turn, into scratch topics; verify and delete them.
+
+        Two drills of one repository at the same time get into each other's way: the later one clears
+        away what it takes for left behind.
+
+        Args:
+            topics: filters instead of the configured ones.
+            max_raw_bytes: restored of each capture at most; topics take turns from drill to drill.
+            stop: ends it with CancelledError, after the scratch topics are deleted.
+            on_progress: told how far each restore is.
+
+        Returns:
+            The evidence, which is stored as well. A restore that failed is in it, and no error.
+
+        Raises:
+            ConfigurationError: nothing is captured yet.
+            RefusedError: what an earlier drill left behind cannot be deleted.
+        """
+        backup = self.config.backup
+        return _drill.run(
+            self,
+            cluster=self._target.cluster,
+            admin=self._target.admin,
+            selection=TopicSelection.parse(topics, backup.exclude)
+            if topics is not None
+            else backup.selection,
+            max_raw_bytes=max_raw_bytes,
+            stop=stop or StopToken(),
+            on_progress=on_progress,
+        )
+
+    def last_good_drill(self) -> DrillReport | None:
+        """The newest drill that passed, None if there is none."""
+        repository = Repository.find(self._store, cluster_id=None)
+        reports = () if repository is None else DrillStore(repository.store).newest_first()
+        return next((report for report in reports if report.status == "passed"), None)
 
     def verify_restore(self, restore_id: str, *, stop: StopToken | None = None) -> RestoreReport:
         """Compare a restored target with the repository again, batch by batch."""

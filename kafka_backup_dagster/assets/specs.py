@@ -10,6 +10,7 @@ from kafka_backup_dagster.assets.translator import (
     KafkaBackupTranslator,
     KafkaBackupTranslatorData,
     cluster_key,
+    drill_key,
     restored_topic_key,
     source_topic_key,
 )
@@ -203,6 +204,25 @@ def build_kafka_restored_specs(
                 )
             )
     return specs
+
+
+def build_restore_drill_spec(
+    backups: Sequence[dg.AssetSpec], *, cluster_name: str = "default", group_name: str | None = None
+) -> dg.AssetSpec:
+    """Return the external asset that stands for restore drills, downstream of all backups.
+
+    The restore drill materializes it: each materialization is the evidence of one drill.
+    """
+    return dg.AssetSpec(
+        key=drill_key(cluster_name),
+        deps=[backup.key for backup in backups if group_filters_of(backup.metadata) is None],
+        description=(
+            f"Evidence that backups of Kafka cluster {cluster_name} can be restored, and how long it takes: each "
+            "materialization is a drill that restored some, verified every record and cleaned up."
+        ),
+        group_name=group_name,
+        kinds={"kafka"},
+    )
 
 
 def split_filters(topics: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -101,3 +101,8 @@ def cluster_key(cluster_name: str) -> dg.AssetKey:
 def restored_topic_key(cluster_name: str, topic: str) -> dg.AssetKey:
     """Return the key of the external asset that stands for what was restored of a topic."""
     return dg.AssetKey(["kafka_restored", cluster_name, topic])
+
+
+def drill_key(cluster_name: str) -> dg.AssetKey:
+    """Return the key of the external asset that stands for the evidence of restore drills."""
+    return dg.AssetKey(["kafka_restore_drill", cluster_name])

@@ -5,6 +5,10 @@ from collections.abc import Callable
 import dagster as dg
 from pydantic_core import PydanticCustomError
 
+from kafka_backup_dagster.metadata import Metadata
+
+DRY_RUN: Metadata = {"kafka_backup/status": dg.MetadataValue.text("dry run: nothing was changed")}
+
 
 def refuse_bad_form(ask: Callable[[], object]) -> None:
     """Call `ask`, which makes the engine's request, and refuse the form if it cannot.

@@ -1,8 +1,6 @@
 """The restore job: a flat form in the Launchpad, a dry run unless told otherwise."""
 
 import re
-import threading
-import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
@@ -12,10 +10,10 @@ from pydantic import ConfigDict, Field, ValidationError, model_validator
 from kafka_backup_dagster.assets.translator import restored_topic_key
 from kafka_backup_dagster.errors import as_failure
 from kafka_backup_dagster.interrupts import run_interruptibly
-from kafka_backup_dagster.jobs.forms import build_form_job, refuse_bad_form
+from kafka_backup_dagster.jobs.forms import DRY_RUN, build_form_job, refuse_bad_form
+from kafka_backup_dagster.jobs.progress import RestoreProgressLog
 from kafka_backup_dagster.metadata import (
     RESTORE_JOB,
-    Metadata,
     plan_metadata,
     problem_lines,
     report_metadata,
@@ -24,9 +22,7 @@ from kafka_backup_dagster.metadata import (
 from kafka_backup_dagster.resources.resource import KafkaBackupResource
 
 if TYPE_CHECKING:
-    from kafka_backup import Engine, RestorePlan, RestoreProgress, RestoreReport, RestoreRequest
-
-LOG_SECONDS = 10.0
+    from kafka_backup import Engine, RestorePlan, RestoreReport, RestoreRequest
 
 
 class RenameConfig(dg.Config):
@@ -143,39 +139,6 @@ def _time(name: str, text: str | None) -> int | None:
         raise ValueError(f"{name}: {error}") from error
 
 
-class _Progress:
-    """The newest progress of each topic, told by the engine's threads and logged by the main one."""
-
-    def __init__(self, log: dg.DagsterLogManager) -> None:
-        self._log = log
-        self._lock = threading.Lock()
-        self._newest: dict[str, RestoreProgress] = {}
-        self._logged = time.monotonic()
-
-    def note(self, progress: "RestoreProgress") -> None:
-        """Keep it until the next line is due; may be called from any thread."""
-        with self._lock:
-            self._newest[progress.target] = progress
-
-    def log_when_due(self) -> None:
-        """Log what came since the last line, not more often than each `LOG_SECONDS`."""
-        if time.monotonic() - self._logged < LOG_SECONDS:
-            return
-        self._logged = time.monotonic()
-        with self._lock:
-            newest, self._newest = self._newest, {}
-        if newest:
-            self._log.info("\n".join(_progress_line(item) for _, item in sorted(newest.items())))
-
-
-def _progress_line(item: "RestoreProgress") -> str:
-    rate = item.raw_bytes / item.seconds / 1e6 if item.seconds else 0.0
-    return (
-        f"{item.source} -> {item.target}: {item.phase}, {item.records_done:,} of {item.records_total:,} "
-        f"records, {rate:.1f} MB/s"
-    )
-
-
 def build_restore_job(
     *, name: str = RESTORE_JOB, cluster_name: str = "default", resource_key: str = "kafka_backup"
 ) -> dg.JobDefinition:
@@ -215,8 +178,7 @@ def _restore(
         context.log.info(_plan_lines(plan))
         _refuse_problems(plan)
         if config.mode == "dry_run":
-            status: Metadata = {"kafka_backup/status": dg.MetadataValue.text("dry run: nothing was changed")}
-            yield dg.Output(None, metadata=status | plan_metadata(plan))
+            yield dg.Output(None, metadata=DRY_RUN | plan_metadata(plan))
             return
         report = _execute(context, engine, plan)
     for topic in report.topics:
@@ -229,7 +191,7 @@ def _restore(
 
 
 def _execute(context: dg.OpExecutionContext, engine: "Engine", plan: "RestorePlan") -> "RestoreReport":
-    progress = _Progress(context.log)
+    progress = RestoreProgressLog(context.log)
     return run_interruptibly(
         lambda stop: engine.restore(plan, stop=stop, on_progress=progress.note),
         on_slice=progress.log_when_due,

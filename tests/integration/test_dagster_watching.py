@@ -306,3 +306,75 @@ def test_verify_job_proves_and_fails(kafka: KafkaCluster, tmp_path: Path, level:
     broken = run("verify", level=level)
     (failed,) = [event for event in broken.all_events if event.is_step_failure]
     assert segment.name in failed.step_failure_data.user_failure_data.description
+
+
+def test_drill_job_leaves_evidence_and_its_age_is_watched(kafka: KafkaCluster, tmp_path: Path) -> None:
+    """Tests the drill before there is any backup, on a sound one, on a damaged one, and the check of its age.
+
+    Somebody must notice when nobody has tried a restore for a month.
+    Could go wrong: a failed drill counts, the evidence is only in a log, the alarm needs the cluster.
+    """
+    topic = new_topic(kafka)
+    write(kafka, topic)
+    watched = watch(kafka, tmp_path, [topic], limits=CheckLimits(drill_age=timedelta(hours=1)))
+    asset = dg.AssetKey(["kafka_restore_drill", "default"])
+
+    def drill(**form: object) -> dg.ExecuteInProcessResult:
+        return watched.defs.resolve_job_def("restore_drill").execute_in_process(
+            run_config=form, instance=watched.instance, raise_on_error=False
+        )
+
+    never = watched.tick("restore_drill_age")
+    assert [(each.asset_key, each.passed) for each in never.asset_events] == [(asset, False)]
+    assert not drill().success
+
+    watched.capture(topic)
+    good = drill(max_size="1MiB")
+    (event,) = good.get_asset_materialization_events()
+    assert event.asset_key == asset
+    assert event.materialization.metadata["kafka_backup/records"].value == 10
+    assert event.materialization.metadata["kafka_backup/recovery_seconds"].value > 0
+    after = watched.tick("restore_drill_age", never.cursor)
+    assert [each.passed for each in after.asset_events] == [True]
+    assert watched.checks("drill_age")["default", "drill_age"].passed
+
+    segment = next((watched.repository / "topics" / topic).rglob("*.log*"))
+    segment.write_bytes(segment.read_bytes()[:-1] + b"?")
+    bad = drill()
+    assert not bad.success
+    assert not bad.get_asset_materialization_events()
+    (failed,) = [each for each in bad.all_events if each.is_step_failure]
+    assert segment.name in failed.step_failure_data.user_failure_data.description
+    with pytest.raises(dg.DagsterConfigMappingFunctionError):
+        drill(max_size="much")
+
+
+def test_expire_job_plans_and_deletes(kafka: KafkaCluster, tmp_path: Path) -> None:
+    """Tests the expire job: dry by default, then for real, and with a setting that makes no sense.
+
+    It is the only job that deletes anything of a backup.
+    Could go wrong: it deletes in a dry run, or the newest capture goes.
+    """
+    topic = new_topic(kafka)
+    watched = watch(kafka, tmp_path, [topic])
+    for _ in range(3):
+        write(kafka, topic)
+        watched.capture(topic)
+
+    def expire(**form: object) -> dict[str, dg.MetadataValue]:
+        done = watched.defs.resolve_job_def("expire").execute_in_process(
+            run_config=form, instance=watched.instance
+        )
+        (output,) = [event for event in done.all_events if event.is_successful_output]
+        return dict(output.step_output_data.metadata)
+
+    objects = sorted(watched.repository.rglob("*"))
+    planned = expire(keep_captures=1)
+    assert planned["kafka_backup/captures_let_go"].value == 2
+    assert sorted(watched.repository.rglob("*")) == objects
+    done = expire(keep_captures=1, mode="execute")
+    assert done["kafka_backup/captures_let_go"].value == 2
+    with pytest.raises(dg.DagsterConfigMappingFunctionError):
+        expire(keep_captures=0)
+    with Engine.open(watched.config) as engine:
+        assert engine.verify(level="data").status == "ok"

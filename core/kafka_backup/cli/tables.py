@@ -279,6 +279,31 @@ def restoration(document: Document) -> Table:
     return table
 
 
+def drill(document: Document) -> Table:
+    """The captures that a drill restored."""
+    table = _table(
+        f"Drill {document['drill']}: {document['status']}",
+        "capture",
+        "began",
+        "#topics",
+        "#records",
+        "#bytes",
+        "#seconds",
+        "verified",
+    )
+    for each in document["captures"]:
+        table.add_row(
+            each["capture"],
+            each["captured_at"],
+            _count(len(each["topics"])),
+            _count(each["records"]),
+            decimal(each["raw_bytes"]),
+            f"{each['seconds']:.1f}",
+            "yes" if each["problem"] is None else "NO",
+        )
+    return table
+
+
 def released(document: Document) -> Table:
     """Show the answer to ``restore --release-retention``."""
     table = _table(f"retention of restore {document['restore_id']}", "target", "retention")

@@ -19,11 +19,13 @@ TOPICS = "topics/"
 CAPTURES = "captures/"
 RESTORES = "restores/"
 RESTORE_REQUESTS = "restore-requests/"
+DRILLS = "drills/"
 GROUPS = "groups/"
 ACCEPTED_LOSSES = "accepted/losses/"
 ACCEPTED_ABSENCES = "accepted/absences/"
 EXPIRIES = "expiries/"
 
+_DRILL_RESTORE = re.compile(r"drill-[0-9]{8}T[0-9]{9}Z-[0-9a-f]{8}-[1-9][0-9]*")
 _COMMIT = re.compile(r"([0-9]{20})\.json")
 _CHECKPOINT = re.compile(r"([0-9]{20})\.json")
 _ABSENCE = re.compile(r"([a-zA-Z0-9._-]+)/([a-zA-Z0-9_-]{22})/([0-9]{20})\.json")
@@ -191,6 +193,22 @@ def restore_folder(restore_id: str) -> str:
 def is_restore_id(name: str) -> bool:
     """Whether a restore can have this id."""
     return _accepts(_identifier, name)
+
+
+def is_drill_restore(name: str) -> bool:
+    """Whether a restore id is one that a drill gave."""
+    return is_restore_id(name) and _DRILL_RESTORE.fullmatch(name) is not None
+
+
+def drill_key(drill_id: str) -> str:
+    """Key of a drill's report. Drill ids begin alike and then with their time, so the last is the newest."""
+    return f"{DRILLS}{_identifier(drill_id)}.json"
+
+
+def parse_drill_key(key: str) -> str | None:
+    """Return the drill id in a listed key, None if the key is no drill report's."""
+    name = key.removeprefix(DRILLS).removesuffix(".json")
+    return name if _accepts(_identifier, name) and key == f"{DRILLS}{name}.json" else None
 
 
 def restore_plans_folder(restore_id: str) -> str:
