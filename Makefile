@@ -64,6 +64,15 @@ $(VENV)/.bench: pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,bench]' --constraint constraints.txt
 	@touch $@
 
+CRASHES ?= 300
+.PHONY: crashes
+crashes: venv image ## kill backups, restores and expiries at random moments (CRASHES=300)
+	CRASHES=$(CRASHES) $(PYTEST) tests/chaos/test_crashes.py -k moment --timeout 7200
+
+.PHONY: mutants
+mutants: venv image ## take out lines that keep a promise, one at a time, and see whether a test notices (long)
+	$(BIN)/python scripts/mutants.py --jobs $(JOBS) $(ARGS)
+
 .PHONY: testing-table
 testing-table: venv ## write where each test of the testing PRD is into docs/testing.md
 	@$(BIN)/python -m tests.support.testing_prd

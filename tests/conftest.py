@@ -18,6 +18,9 @@ from tests.support.secure_cluster import SecureCluster, secure_cluster
 # No test is a timed test: a busy machine must not fail one.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.register_profile("deep", deadline=None, max_examples=5000)
+hypothesis.settings.register_profile(
+    "mutants", deadline=None, phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate]
+)
 hypothesis.settings.load_profile("untimed")
 
 KINDS = ("unit", "integration", "chaos", "e2e")

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kafka_backup.records.batch import read_header
-from kafka_backup.records.codec import Record
+from kafka_backup.records.codec import Record, encode_batch
 from kafka_backup.records.time_filter import Decision, decide, filter_by_timestamp
 from tests.unit.strategies import stored_batches, timestamps
 
@@ -44,3 +44,17 @@ def test_timestamp_filtering_preserves_millisecond_accuracy() -> None:
     ]
     kept = filter_by_timestamp(records, 1_672_531_201_003, 1_672_531_201_006)
     assert [record.offset for record in kept] == [1003, 1004, 1005, 1006]
+
+
+@given(time=timestamps, from_is_bound=st.booleans())
+def test_a_batch_of_broker_times_on_the_bound_is_taken(time: int, from_is_bound: bool) -> None:
+    """Tests LogAppendTime batches whose one time is exactly the start or the end of the span.
+
+    It matters because all records of such a batch have this time, and both ends are inclusive.
+    A strict comparison would leave out the whole batch of the last millisecond.
+    """
+    batch = encode_batch([Record(offset=5, timestamp=1, key=None, value=b"v")], log_append_time=time)
+    header = read_header(batch)
+    bound = (time, None) if from_is_bound else (None, time)
+    assert decide(header, *bound) is Decision.ALL
+    assert decide(header, time, time) is Decision.ALL

@@ -1,9 +1,10 @@
-"""docs/testing.md says what is tested; here it is held against the suite."""
+"""docs/testing.md says what is tested; here it is held against the suite, and what the suite knows of the engine too."""
 
 from __future__ import annotations
 
 import re
 
+from tests.support.mortal import POINTS, found
 from tests.support.testing_prd import DOCUMENT, ROOT, SECTIONS, all_tests
 
 _ROW = re.compile(r"\| `(\w+)` \| (?:`([^`]+)`|not yet) \|")
@@ -34,3 +35,13 @@ def test_every_test_of_the_prd_has_a_row() -> None:
     for names in SECTIONS.values():
         for name in names:
             assert name in rows
+
+
+def test_every_point_at_which_a_process_is_killed_exists() -> None:
+    """Tests that each named point of `tests/support/mortal.py` is a method of the engine.
+
+    It matters because those tests take minutes, and a renamed method should show in seconds.
+    A point that is never reached would be a crash that nobody tests.
+    """
+    for point in POINTS.values():
+        found(point)

@@ -1,0 +1,304 @@
+"""kill -9 at every named point, and at any moment: what is stored stays whole, and the same command goes on to the end."""
+
+from __future__ import annotations
+
+import os
+import random
+import secrets
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import zstandard
+from confluent_kafka import Producer, TopicPartition
+
+from kafka_backup import Engine
+from tests.support.engine import open_engine
+from tests.support.kafka_cluster import KafkaCluster
+from tests.support.mortal import POINTS
+from tests.support.records import NewRecord, Record, decode_records, renumbered
+from tests.support.shell import COMMAND, Shell
+from tests.support.topics import ends, new_topic, produce, read_topic, topic_config
+
+MORTAL = [sys.executable, "-m", "tests.support.mortal"]
+ROOT = Path(__file__).parents[2]
+AT_ONCE = 4
+CRASHES = int(os.environ.get("CRASHES", "30"))
+"""Random moments to kill at; `make crashes CRASHES=300` tries more."""
+SETTINGS = {"retention.ms": str(10**12), "max.message.bytes": "2000000"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A topic and what consumers see of it."""
+
+    kafka: KafkaCluster
+    topic: str
+    records: dict[int, list[Record]]
+    starts: dict[int, int]
+
+
+def _records(first: int, count: int) -> list[NewRecord]:
+    now = int(time.time() * 1000)
+    return [
+        NewRecord(b"%06d " % i + secrets.token_bytes(1000), b"key %d" % i, [(b"h", None)], now + i)
+        for i in range(first, first + count)
+    ]
+
+
+def _transactions(kafka: KafkaCluster, topic: str) -> None:
+    producer = Producer(
+        {"bootstrap.servers": kafka.bootstrap_servers, "transactional.id": topic, "log_level": 0}
+    )
+    producer.init_transactions(60)
+    for end in (producer.abort_transaction, producer.commit_transaction):
+        producer.begin_transaction()
+        for i in range(20):
+            producer.produce(topic, b"%d" % i, partition=0)
+        producer.flush(60)
+        end(60)
+
+
+def _source(kafka: KafkaCluster, topic: str) -> Source:
+    known = ends(kafka.bootstrap_servers, topic)
+    return Source(
+        kafka, topic, read_topic(kafka.bootstrap_servers, topic), {p: s for p, (s, _) in known.items()}
+    )
+
+
+@pytest.fixture(scope="module")
+def source(kafka: KafkaCluster) -> Source:
+    """Three partitions, each of many small batches and several segments; aborted records among them."""
+    topic = new_topic(kafka, 3, config=SETTINGS)
+    for partition in range(3):
+        produce(
+            kafka.bootstrap_servers,
+            topic,
+            _records(0, 400),
+            partition=partition,
+            config={"batch.size": 12000},
+        )
+    _transactions(kafka, topic)
+    return _source(kafka, topic)
+
+
+def _shell(kafka: KafkaCluster, folder: Path) -> Shell:
+    folder.mkdir(parents=True, exist_ok=True)
+    return Shell(folder, kafka.bootstrap_servers, retry_seconds=60, segment_bytes="64KiB", compression="zstd")
+
+
+def _stored(engine: Engine, source: Source) -> dict[int, list[tuple[int, bytes | None, bytes | None]]]:
+    """Offset, key and value of what a repository holds of each partition, by the tests' own decoder."""
+    (log,) = engine.commit_logs(source.topic)
+    found = {}
+    for partition in source.records:
+        found[partition] = [
+            (record.offset, record.key, record.value)
+            for segment in log.segments(partition)
+            for record in decode_records(
+                zstandard.ZstdDecompressor().decompressobj().decompress(engine._store.get(segment.key))
+            )
+            if segment.start <= record.offset < segment.end
+        ]
+    return found
+
+
+def _check_repository(shell: Shell, source: Source, *, whole: bool) -> None:
+    """It verifies; and once a capture has ended, it holds exactly what consumers see."""
+    with open_engine(source.kafka, shell.repository) as engine:
+        report = engine.verify(level="data")
+        assert report.status == "ok", report.problems
+        if whole:
+            stored = _stored(engine, source)
+            for partition, records in source.records.items():
+                kept = [one for one in stored[partition] if one[0] >= source.starts[partition]]
+                assert kept == [(r.offset, r.key, r.value) for r in records]
+
+
+def _check_restored(source: Source, prefix: str) -> None:
+    target = prefix + source.topic
+    expected = {partition: renumbered(records) for partition, records in source.records.items()}
+    assert read_topic(source.kafka.bootstrap_servers, target) == expected
+    assert topic_config(source.kafka.admin(), target) == SETTINGS
+
+
+def _start(command: Sequence[str], shell: Shell, arguments: Sequence[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*command, "--config", str(shell.folder / "kafka-backup.yaml"), *arguments],
+        cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def _run(command: Sequence[str], shell: Shell, arguments: Sequence[str]) -> int:
+    with _start(command, shell, arguments) as process:
+        _, errors = process.communicate(timeout=240)
+    assert process.returncode in (0, -9), errors
+    return process.returncode
+
+
+def _kill_at(point: str, shell: Shell, arguments: Sequence[str]) -> None:
+    """Run a command that dies at a point."""
+    code = _run([*MORTAL, point], shell, arguments)
+    assert code == -9, "it did not come to this point"
+
+
+def _each(names: Sequence[str], attempt: Callable[[int, str], None]) -> None:
+    """Try all, some at once, and tell everything that went wrong, each by its name."""
+
+    def one(number: int) -> str | None:
+        try:
+            attempt(number, names[number])
+        except Exception as error:  # noqa: BLE001 - told below, under its name
+            return f"{names[number]}: {type(error).__name__}: {error}"
+        return None
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        wrong = [problem for problem in pool.map(one, range(len(names))) if problem]
+    assert not wrong, "\n".join(wrong)
+
+
+def _points(command: str) -> list[str]:
+    return [point for point in POINTS if point.startswith(f"{command}:")]
+
+
+def _backup(source: Source) -> list[str]:
+    return ["backup", "--topic", source.topic]
+
+
+def test_a_backup_killed_at_any_point_is_completed(source: Source, tmp_path: Path) -> None:
+    """Tests kill -9 before and after each object that a backup stores.
+
+    It matters because a backup runs for hours, and machines are restarted.
+    A half-written capture could be taken for a whole one, or stand in the way of the next.
+    """
+
+    def attempt(number: int, point: str) -> None:
+        shell = _shell(source.kafka, tmp_path / str(number))
+        _kill_at(point, shell, _backup(source))
+        if (shell.repository / "repository.json").exists():
+            _check_repository(shell, source, whole=False)
+        assert _run(COMMAND, shell, _backup(source)) == 0
+        _check_repository(shell, source, whole=True)
+
+    _each(_points("backup"), attempt)
+
+
+@pytest.fixture(scope="module")
+def captured(source: Source, tmp_path_factory: pytest.TempPathFactory) -> Shell:
+    """A repository with the whole of the source."""
+    shell = _shell(source.kafka, tmp_path_factory.mktemp("captured"))
+    assert _run(COMMAND, shell, _backup(source)) == 0
+    return shell
+
+
+def _restore(source: Source, name: str) -> list[str]:
+    return ["restore", "--id", name, "--topic", source.topic, "--prefix", f"{name}-", "--execute"]
+
+
+def test_a_restore_killed_at_any_point_is_completed(source: Source, captured: Shell) -> None:
+    """Tests kill -9 at each step of a restore: around each object it stores, each change of a topic, and in the writing.
+
+    It matters because a restore is run when other things are failing, too.
+    What was sent and not acknowledged could be there twice, or not at all, under a report that says "verified".
+    """
+
+    def attempt(number: int, point: str) -> None:
+        arguments = _restore(source, f"p{number}")
+        _kill_at(point, captured, arguments)
+        assert _run(COMMAND, captured, arguments) == 0
+        _check_restored(source, f"p{number}-")
+
+    _each(_points("restore"), attempt)
+    _check_repository(captured, source, whole=True)
+
+
+@pytest.fixture(scope="module")
+def expirable(kafka: KafkaCluster, tmp_path_factory: pytest.TempPathFactory) -> tuple[Source, Shell]:
+    """A repository whose oldest capture holds segments that nobody needs any more."""
+    topic = new_topic(kafka, 2, config=SETTINGS)
+    shell = _shell(kafka, tmp_path_factory.mktemp("expirable"))
+    for round_ in range(3):
+        for partition in range(2):
+            more = _records(round_ * 200, 200)
+            produce(kafka.bootstrap_servers, topic, more, partition=partition, config={"batch.size": 12000})
+        if round_ == 1:
+            admin = kafka.admin()
+            cut = [TopicPartition(topic, partition, 200) for partition in range(2)]
+            for future in admin.delete_records(cut).values():
+                future.result(30)
+        assert _run(COMMAND, shell, ["backup", "--topic", topic]) == 0
+    return _source(kafka, topic), shell
+
+
+EXPIRE = ["expire", "--keep-captures", "1", "--execute"]
+
+
+def _expirable_copy(expirable: tuple[Source, Shell], folder: Path) -> tuple[Source, Shell]:
+    source, original = expirable
+    shell = _shell(source.kafka, folder)
+    shutil.copytree(original.repository, shell.repository)
+    return source, shell
+
+
+def test_an_expiry_killed_at_any_point_is_completed(expirable: tuple[Source, Shell], tmp_path: Path) -> None:
+    """Tests kill -9 around each object that an expiry stores, and between its deletions.
+
+    It matters because expiry is the one command that deletes.
+    A segment could be gone that a commit still promises, and the repository be damaged for good.
+    """
+
+    def attempt(number: int, point: str) -> None:
+        source, shell = _expirable_copy(expirable, tmp_path / str(number))
+        before = len(shell.segments())
+        _kill_at(point, shell, EXPIRE)
+        _check_repository(shell, source, whole=True)
+        assert _run(COMMAND, shell, EXPIRE) == 0
+        _check_repository(shell, source, whole=True)
+        assert len(shell.segments()) < before - 2
+        assert _run(COMMAND, shell, _backup(source)) == 0
+
+    _each(_points("expire"), attempt)
+
+
+def test_killed_at_any_moment(
+    source: Source, captured: Shell, expirable: tuple[Source, Shell], tmp_path: Path
+) -> None:
+    """Tests kill -9 of backups, restores and expiries at random moments of their lives.
+
+    It matters because machines do not die at points that somebody thought of.
+    Whatever lies between two named points could be the one place that cannot be continued.
+    """
+    seed = random.randrange(1 << 32)
+    moments = random.Random(seed)
+    began = time.monotonic()
+    assert _run(COMMAND, captured, _restore(source, f"timed{seed}")) == 0
+    longest = time.monotonic() - began
+
+    def attempt(number: int, name: str) -> None:
+        if name.startswith("backup"):
+            topic, shell, arguments = source, _shell(source.kafka, tmp_path / name), _backup(source)
+        elif name.startswith("expire"):
+            topic, shell = _expirable_copy(expirable, tmp_path / name)
+            arguments = EXPIRE
+        else:
+            topic, shell, arguments = source, captured, _restore(source, name)
+        with _start(COMMAND, shell, arguments) as process:
+            try:
+                process.wait(delays[number])
+            except subprocess.TimeoutExpired:
+                process.kill()
+        assert _run(COMMAND, shell, arguments) == 0
+        if name.startswith("restore"):
+            _check_restored(source, f"{name}-")
+        else:
+            _check_repository(shell, topic, whole=True)
+
+    names = [f"{('restore', 'backup', 'expire')[i % 3]}{i}-{seed}" for i in range(CRASHES)]
+    delays = [moments.uniform(0, longest) for _ in names]
+    _each(names, attempt)

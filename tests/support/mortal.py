@@ -1,0 +1,124 @@
+"""The command line in a process that kills itself with SIGKILL at a named point.
+
+`python -m tests.support.mortal POINT ARGUMENT...` runs `kafka-backup ARGUMENT...` until a point that `POINTS` names. The
+points are put around methods of the engine from here: the engine itself knows nothing of them.
+"""
+
+import fnmatch
+import importlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+_STORE = "kafka_backup.repository.file_store:FileWriter.commit"
+_DELETE = "kafka_backup.repository.file_store:FileStore.delete"
+_TOPICS = "kafka_backup.kafka.topics:TopicAdmin"
+_PRODUCER = "kafka_backup.kafka.produce:TopicProducer"
+
+
+@dataclass(frozen=True)
+class Point:
+    """A call at which to die: the nth one of a method, in the place that matches, before or after its work."""
+
+    method: str
+    place: str = "*"
+    count: int = 1
+    before: bool = False
+
+
+def _stored(place: str, count: int = 1) -> dict[str, Point]:
+    """The points around an object that is stored."""
+    return {"before": Point(_STORE, place, count, before=True), "after": Point(_STORE, place, count)}
+
+
+_OBJECTS: Mapping[str, Mapping[str, Mapping[str, Point]]] = {
+    "backup": {
+        "the repository": _stored("*/repository.json"),
+        "the group snapshot": _stored("*/groups/*"),
+        "the first segment": _stored("*.log*"),
+        "the fifth segment": _stored("*.log*", 5),
+        "the commit": _stored("*/commits/*"),
+        "the capture": _stored("*/captures/*"),
+    },
+    "restore": {
+        "the plan": _stored("*/plans/*"),
+        "the topic": {
+            "before": Point(f"{_TOPICS}.create_topic", before=True),
+            "after": Point(f"{_TOPICS}.create_topic"),
+        },
+        "the safe settings": {"after": Point(f"{_TOPICS}.alter_configs")},
+        "the attempt": _stored("*/attempts/*"),
+        "the first request": {
+            "before": Point(f"{_PRODUCER}.send", before=True),
+            "after": Point(f"{_PRODUCER}.send"),
+        },
+        "the twentieth request": {"after": Point(f"{_PRODUCER}.send", count=20)},
+        "an acknowledgement": {"before": Point(f"{_PRODUCER}.receive", count=10, before=True)},
+        "the last offset map": _stored("*/offset-map/*", 3),
+        "the verification": _stored("*/verified.json"),
+        "the saved settings": {"after": Point(f"{_TOPICS}.alter_configs", count=2)},
+        "the report": _stored("*/reports/*"),
+    },
+    "expire": {
+        "the expiry": _stored("*/expiries/*"),
+        "the expire commit": _stored("*/commits/*"),
+        "the sweep commit": _stored("*/commits/*", 2),
+        "the first deletion": {"before": Point(_DELETE, before=True), "after": Point(_DELETE)},
+        "the third deletion": {"after": Point(_DELETE, count=3)},
+    },
+}
+
+POINTS: Mapping[str, Point] = {
+    f"{command}: {when} {what}": point
+    for command, objects in _OBJECTS.items()
+    for what, points in objects.items()
+    for when, point in points.items()
+}
+"""Every named point, by ``command: before/after what``."""
+
+
+def found(point: Point) -> tuple[type, str]:
+    """The class and the name of the method at which to die.
+
+    Raises:
+        ImportError, AttributeError: the engine has no such method any more.
+    """
+    module, _, path = point.method.partition(":")
+    owner, _, name = path.partition(".")
+    holder: type = getattr(importlib.import_module(module), owner)
+    getattr(holder, name)
+    return holder, name
+
+
+def _arm(point: Point) -> None:
+    holder, name = found(point)
+    real: Callable[..., Any] = getattr(holder, name)
+    calls = 0
+    lock = threading.Lock()
+
+    def mortal(self: Any, *args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        place = str(getattr(self, "_path", args[0] if args else ""))
+        with lock:
+            if fnmatch.fnmatch(place, point.place):
+                calls += 1
+            dies = calls == point.count
+            if dies and point.before:
+                os.kill(os.getpid(), signal.SIGKILL)
+        done = real(self, *args, **kwargs)
+        if dies:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return done
+
+    setattr(holder, name, mortal)
+
+
+if __name__ == "__main__":
+    from kafka_backup.cli import main
+
+    _arm(POINTS[sys.argv[1]])
+    main(sys.argv[2:], prog_name="kafka-backup")
