@@ -100,7 +100,7 @@ def _read(
     """Read offsets while no topic that they are about changes; returns them and the topic ids."""
 
     def ids() -> dict[str, str]:
-        return {name: topic.topic_id for name, topic in cluster.metadata(None).topics.items()}
+        return {name: topic.topic_id for name, topic in cluster.survey(None).topics.items()}
 
     def ask() -> tuple[Mapping[str, GroupOffsets | KafkaBackupError], Mapping[str, str]]:
         before = ids()

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, TypeVar
 
 from kio.schema.consumer_group_describe.v0.request import ConsumerGroupDescribeRequest
@@ -119,21 +120,27 @@ GroupOffsets = Mapping[Partition, CommittedOffset]
 PartitionErrors = Mapping[Partition, KafkaBackupError]
 
 
-def probe_groups(partitions: int) -> Mapping[int, str]:
-    """Return for each partition of the offsets topic the name of a group that belongs there.
+def partition_for(group: str, partitions: int) -> int:
+    """Return the partition of the offsets topic that holds a group, whose leader is its coordinator.
 
     As ``GroupCoordinatorService.partitionFor``: the absolute value of Java's ``String.hashCode``, modulo.
     """
+    units = group.encode("utf-16-be", "surrogatepass")
+    value = 0
+    for high, low in zip(units[::2], units[1::2], strict=True):
+        value = (31 * value + (high << 8 | low)) & 0xFFFFFFFF
+    absolute = (1 << 32) - value if value >= 1 << 31 else value
+    return (absolute & 0x7FFFFFFF) % partitions  # Kafka takes 0 for Integer.MIN_VALUE
+
+
+def probe_groups(partitions: int) -> Mapping[int, str]:
+    """Return for each partition of the offsets topic the name of a group that belongs there."""
     names: dict[int, str] = {}
-    number = 0
-    while len(names) < partitions:
+    for number in count():
         name = f"kafka-backup-probe-{number}"
-        value = 0
-        for character in name:
-            value = (31 * value + ord(character)) & 0xFFFFFFFF
-        absolute = (1 << 32) - value if value >= 1 << 31 else value
-        names.setdefault((absolute & 0x7FFFFFFF) % partitions, name)
-        number += 1
+        names.setdefault(partition_for(name, partitions), name)
+        if len(names) == partitions:
+            break
     return names
 
 
@@ -163,6 +170,8 @@ class GroupClient:
         probes = probe_groups(len(before)) if before else {}
         by_broker: dict[Address, list[str]] = defaultdict(list)
         for partition, (address, _) in (before or {}).items():
+            if address is None:
+                raise broker_error(ErrorCode.coordinator_not_available, f"{OFFSETS_TOPIC} [{partition}]")
             by_broker[address].append(probes[partition])
         if before is None:
             by_broker |= {address: [] for address in self.cluster.metadata([]).brokers.values()}
@@ -182,22 +191,23 @@ class GroupClient:
             raise broker_error(ErrorCode.not_coordinator, "a group coordinator moved meanwhile")
         return GroupListing(groups=groups, is_proved=before is not None)
 
-    def _leaders(self) -> Mapping[int, tuple[Address, int]] | None:
-        """Leader and epoch of each partition of the offsets topic; None if we may not describe it.
+    def _leaders(self) -> Mapping[int, tuple[Address | None, int]] | None:
+        """Leader (None: nobody) and epoch of each partition of the offsets topic; None if we may not see them.
 
-        There are none before the first group, which makes that topic.
+        There are none before the first group, which makes that topic. All brokers are asked: one that was
+        cut off goes on answering as coordinator, with the positions of before.
         """
-        try:
-            metadata = self.cluster.metadata([OFFSETS_TOPIC])
-        except AuthorizationError:
-            return None
+        metadata = self.cluster.survey([OFFSETS_TOPIC])
+        if code := metadata.errors.get(OFFSETS_TOPIC):
+            error = broker_error(code, f"describing {OFFSETS_TOPIC}")
+            if isinstance(error, AuthorizationError):
+                return None
+            raise error
         topic = metadata.topics.get(OFFSETS_TOPIC)
-        leaders = {}
-        for number, part in topic.partitions.items() if topic is not None else ():
-            if part.leader not in metadata.brokers:
-                raise broker_error(ErrorCode.coordinator_not_available, f"{OFFSETS_TOPIC} [{number}]")
-            leaders[number] = metadata.brokers[part.leader], part.leader_epoch
-        return leaders
+        return {
+            number: (metadata.brokers.get(part.leader), part.leader_epoch)
+            for number, part in (topic.partitions.items() if topic is not None else ())
+        }
 
     def _prove_served(self, address: Address, names: Sequence[str]) -> None:
         if not names:
@@ -227,7 +237,7 @@ class GroupClient:
 
     def may_describe(self, group: str) -> bool:
         """Whether we hold the right DESCRIBE on a group, which need not exist."""
-        return not isinstance(self.coordinators([group])[group], AuthorizationError)
+        return not isinstance(self.fetch([group])[group], AuthorizationError)
 
     def members(self, groups: Mapping[str, str]) -> Mapping[str, Sequence[str]]:
         """Return who is in each group, for messages: ``client id (host)``; empty where nobody knows.
@@ -372,7 +382,19 @@ class GroupClient:
     def coordinators(
         self, keys: Sequence[str], key_type: int = GROUP_KEY
     ) -> Mapping[str, Address | KafkaBackupError]:
-        """Find the coordinator of each group or transactional id; asks until there is one, or time is over."""
+        """Find the coordinator of each group or transactional id; asks until there is one, or time is over.
+
+        A group's is the leader of its partition of the offsets topic. Where we may not see those, or there
+        are none yet, any broker is asked for it, and believed.
+        """
+        if key_type == GROUP_KEY:
+            try:
+                leaders = self._leaders()
+            except UnreachableError as error:
+                return dict.fromkeys(keys, error)
+            if leaders:
+                nobody = broker_error(ErrorCode.coordinator_not_available, f"{OFFSETS_TOPIC} has no leader")
+                return {key: leaders[partition_for(key, len(leaders))][0] or nobody for key in keys}
         found: dict[str, Address | KafkaBackupError] = {}
         missing = UnreachableError("no broker names its coordinator")
 
