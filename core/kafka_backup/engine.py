@@ -109,7 +109,12 @@ class Engine:
     @property
     def groups(self) -> Groups:
         """Consumer groups: their positions saved, found and moved."""
-        return Groups(source=lambda: self._source.cluster, store=self._store, settings=self.config.backup)
+        return Groups(
+            source=lambda: self._source.cluster,
+            target=lambda: self._target.cluster,
+            store=self._store,
+            settings=self.config.backup,
+        )
 
     def backup(
         self,

@@ -83,7 +83,7 @@ def take_snapshot(
         ended_at=_now(),
         include=tuple(each.text for each in selection.include),
         exclude=tuple(each.text for each in selection.exclude),
-        incomplete=tuple(_missing_rights(cluster, client, selection, topics, listing)),
+        incomplete=tuple(missing_rights(cluster, client, selection, topics, listing)),
         topics=dict(topic_ids),
         groups=tuple(sorted(groups, key=lambda group: group.group)),
     )
@@ -152,14 +152,14 @@ def _saved(
     )
 
 
-def _missing_rights(
+def missing_rights(
     cluster: Cluster,
     client: GroupClient,
     groups: GroupSelection,
     topics: TopicSelection,
     listing: GroupListing,
 ) -> list[str]:
-    """Say what the brokers may have left out silently, because a right is missing.
+    """Say what of groups and topics the brokers may have left out silently, because a right is missing.
 
     For each pattern a name is made up that it matches: who may describe that, holds the right for
     the pattern, not only for the groups and topics that were shown.

@@ -1,4 +1,4 @@
-"""Where a source offset went in a restored topic, and back.
+"""Where a source offset went in a restored topic, and back; and the positions of groups that it moves.
 
 The map is built from runs of consecutive source offsets that landed on consecutive target offsets,
 so it needs no headers in the data and stays small: a topic without gaps is one run.
@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from kafka_backup.errors import DamagedError
+from kafka_backup.repository.documents import Count, Milliseconds, Part, TopicId, TopicName
+from kafka_backup.repository.group_documents import GroupSnapshot, LeaderEpochOrNone
 from kafka_backup.repository.restore_documents import OffsetMapDocument
 
 
@@ -116,3 +119,132 @@ class OffsetMap:
         if (result.source_end, result.target_end) != (document.source_end, document.target_end):
             raise DamagedError("the ends do not match the runs")
         return result
+
+
+class OffsetState(Part):
+    """The position of one group on one partition at one time; `model_dump_json` keeps all of it.
+
+    Attributes:
+        topic_id: the incarnation; None where it is not known.
+        committed_offset: the next record to read.
+        timestamp: when that was so, ms.
+    """
+
+    group_id: str
+    topic: TopicName
+    partition: Count
+    committed_offset: Count
+    timestamp: Milliseconds
+    topic_id: TopicId | None = None
+    leader_epoch: LeaderEpochOrNone = -1
+    metadata: str = ""
+
+
+def states_of(snapshot: GroupSnapshot) -> list[OffsetState]:
+    """Return every position in a group snapshot."""
+    return [
+        OffsetState(
+            group_id=group.group,
+            topic=position.topic,
+            partition=position.partition,
+            committed_offset=position.offset,
+            timestamp=snapshot.taken_at,
+            topic_id=position.topic_id,
+            leader_epoch=position.leader_epoch,
+            metadata=position.metadata,
+        )
+        for group in snapshot.groups
+        for position in group.positions
+    ]
+
+
+def deduplicate_by_group(states: Iterable[OffsetState]) -> list[OffsetState]:
+    """Keep the latest state of each group on each partition, in the order of their first mention.
+
+    Of two at the same time the one that is farther on is the later: without a rewind a position only
+    grows.
+    """
+    latest: dict[tuple[str, str, int], OffsetState] = {}
+    for state in states:
+        key = state.group_id, state.topic, state.partition
+        known = latest.get(key)
+        if known is None or _age(known) <= _age(state):
+            latest[key] = state
+    return list(latest.values())
+
+
+def _age(state: OffsetState) -> tuple[int, int]:
+    return state.timestamp, state.committed_offset
+
+
+def group_by_group_id(states: Iterable[OffsetState]) -> dict[str, list[OffsetState]]:
+    """Return the states of each group, in the order given."""
+    grouped: dict[str, list[OffsetState]] = {}
+    for state in states:
+        grouped.setdefault(state.group_id, []).append(state)
+    return grouped
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestoredPartition:
+    """What a restore did with one source partition.
+
+    Attributes:
+        target: the topic that it went to.
+        offsets: where each record went.
+        captured_end: end of the captured offsets, exclusive: a position beyond it is of records that
+            were never saved.
+    """
+
+    target: str
+    offsets: OffsetMap
+    captured_end: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Move:
+    """A position translated through an offset map.
+
+    Attributes:
+        state: the position in the source.
+        target, target_offset: where its group reads on.
+        remaining: restored records that are still to be read from there.
+        is_beyond: the position lay beyond the captured end; it was put to the end of the target.
+    """
+
+    state: OffsetState
+    target: str
+    target_offset: int
+    remaining: int
+    is_beyond: bool
+
+
+def translate(
+    states: Iterable[OffsetState], restored: Mapping[tuple[str, int], RestoredPartition]
+) -> tuple[list[Move], list[OffsetState]]:
+    """Translate positions to where a restore put the records that they mean.
+
+    Args:
+        states: positions in the source.
+        restored: each restored partition by source topic and number.
+
+    Returns:
+        The moves, and the positions on partitions that were not restored.
+    """
+    moves, left = [], []
+    for state in states:
+        part = restored.get((state.topic, state.partition))
+        if part is None:
+            left.append(state)
+            continue
+        offset = part.offsets.to_target(state.committed_offset)
+        moves.append(
+            Move(
+                state=state,
+                target=part.target,
+                target_offset=offset,
+                remaining=part.offsets.target_end - offset,
+                is_beyond=state.committed_offset > part.captured_end,
+            )
+        )
+    return moves, left

@@ -23,6 +23,7 @@ from kafka_backup.repository.repository import Repository
 from kafka_backup.repository.restore_documents import (
     PlannedPartition,
     PlannedTopic,
+    RenameRule,
     RestorePlan,
     RestoreRequest,
 )
@@ -109,7 +110,16 @@ def _check(request: RestoreRequest) -> None:
         raise ConfigurationError(
             f"the restore's time bounds are empty: from {request.from_ms} is after until {request.until_ms}"
         )
-    for rule in request.rename:
+    check_rules(request.rename)
+
+
+def check_rules(rules: Sequence[RenameRule]) -> None:
+    """Make sure that rename rules can be used.
+
+    Raises:
+        ConfigurationError: naming the one that cannot.
+    """
+    for rule in rules:
         try:
             re.sub(f"(?:{rule.pattern})?", rule.replacement, "")
         except (re.error, IndexError) as error:
@@ -120,10 +130,15 @@ def _check(request: RestoreRequest) -> None:
 
 def rename(request: RestoreRequest, topic: str) -> str:
     """The target's name: the first rule that matches the whole name, then the prefix."""
-    for rule in request.rename:
-        if match := re.fullmatch(rule.pattern, topic):
-            return request.prefix + match.expand(rule.replacement)
-    return request.prefix + topic
+    return request.prefix + renamed(request.rename, topic)
+
+
+def renamed(rules: Sequence[RenameRule], name: str) -> str:
+    """The new name by the first rule that matches the whole name; without one, the name as it is."""
+    for rule in rules:
+        if match := re.fullmatch(rule.pattern, name):
+            return match.expand(rule.replacement)
+    return name
 
 
 class _Planner:

@@ -20,6 +20,7 @@ from tests.support.engine import engine_config, open_engine
 from tests.support.groups import (
     commit,
     consumer,
+    filled_topic,
     open_offsets_transaction,
     poll,
     positions,
@@ -31,18 +32,6 @@ from tests.support.kafka_cluster import KafkaCluster
 from tests.support.records import NewRecord
 from tests.support.topics import delete_topic, new_topic, produce
 from tests.support.waiting import wait_for
-
-
-def filled_topic(kafka: KafkaCluster, partitions: int = 1, records: int = 30) -> str:
-    topic = new_topic(kafka, partitions)
-    for partition in range(partitions):
-        produce(
-            kafka.bootstrap_servers,
-            topic,
-            [NewRecord(f"{partition}-{i}".encode()) for i in range(records)],
-            partition=partition,
-        )
-    return topic
 
 
 def saved_positions(group: SavedGroup) -> dict[tuple[str, int], int]:

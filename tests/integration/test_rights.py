@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 from kafka_backup.cli import main
 from tests.support.acls import Right, allow, take
-from tests.support.groups import commit
+from tests.support.groups import commit, positions
 from tests.support.records import NewRecord, renumbered
 from tests.support.secure_cluster import SecureCluster
 from tests.support.topics import new_topic, produce, read_topic
@@ -192,6 +192,35 @@ def test_a_capture_of_positions_needs_rights_on_groups(secure: SecureCluster, us
     assert result.exit_code == 0, result.output
     shown = json.loads(user.run("groups", "show").stdout)
     assert group in json.dumps(shown)
+
+
+@pytest.mark.parametrize("atomic", [False, True], ids=["plain", "atomic"])
+def test_a_reset_needs_rights_on_group_and_topic(secure: SecureCluster, user: User, *, atomic: bool) -> None:
+    """What: READ on the group and on its topic, for --atomic WRITE on the transactional id; then without each.
+
+    Why: whoever resets positions needs no right to read a record of another topic, or to write one.
+    Risk: a group that is moved half way before the missing right is found.
+    """
+    topic, group = filled_topic(secure, f"{user.name}.a"), f"{user.name}.group"
+    commit(secure.bootstrap_servers, group, {(topic, 0): 5, (topic, 1): 6})
+    rights = [Right("READ", topic), Right("READ", group, "GROUP"), Right("DESCRIBE", "__consumer_offsets")]
+    if atomic:
+        rights.append(Right("WRITE", "kafka-backup-", "TRANSACTIONAL_ID", prefixed=True))
+    command = ["groups", "reset", "--group", group, "--to", "earliest", *(["--atomic"] if atomic else [])]
+    named = [*command, "--topic", topic, "--execute"]
+
+    def refused(lacking: Right) -> None:
+        result = user.run(*named)
+        assert result.exit_code == 2, result.output
+        assert lacking.name in result.output
+        assert positions(secure, group) == {(topic, 0): 5, (topic, 1): 6}
+
+    user.needs_each(rights, refused)
+    hidden = user.run(*command, "--execute")  # on which other topics may the group have positions?
+    assert (hidden.exit_code, "match * may be hidden" in hidden.output) == (2, True)
+    result = user.run(*named)
+    assert result.exit_code == 0, result.output
+    assert positions(secure, group) == {(topic, 0): 0, (topic, 1): 0}
 
 
 def test_a_restore_needs_four_rights_on_each_target(secure: SecureCluster, user: User) -> None:

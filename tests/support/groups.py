@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 
 from confluent_kafka import (
     Consumer,
@@ -13,7 +13,16 @@ from confluent_kafka import (
     TopicPartition,
 )
 
+from kafka_backup import Engine
+from kafka_backup.groups import PlannedReset
+from kafka_backup.kafka.cluster import Cluster
+from kafka_backup.kafka.groups import CommittedOffset, GroupClient
+from kafka_backup.kafka.settings import ConnectionSettings
+from kafka_backup.offset_automation import ResetReport
+from kafka_backup.repository.group_documents import ResetRequest
 from tests.support.kafka_cluster import KafkaCluster
+from tests.support.records import NewRecord
+from tests.support.topics import new_topic, produce
 from tests.support.waiting import wait_for
 
 Positions = dict[tuple[str, int], int]
@@ -74,7 +83,7 @@ def reading(
     client = consumer(bootstrap_servers, group, protocol=protocol)
     try:
         client.subscribe(list(topics))
-        wait_for(lambda: client.poll(0.05) and client.assignment(), 60, f"{group} joined", interval=0)
+        wait_for(lambda: [client.poll(0.05)] and client.assignment(), 60, f"{group} joined", interval=0)
         yield client
     finally:
         client.close()
@@ -128,13 +137,13 @@ def commit(bootstrap_servers: str, group: str, offsets: Mapping[tuple[str, int],
     client = consumer(bootstrap_servers, group)
     try:
         parts = [TopicPartition(topic, partition, offset) for (topic, partition), offset in offsets.items()]
-        wait_for(lambda: _committed(client, parts), 30, f"a commit of {group}")
+        wait_for(lambda: committed(client, *parts), 30, f"a commit of {group}")
     finally:
         client.close()
 
 
-def _committed(client: Consumer, parts: Sequence[TopicPartition]) -> bool:
-    """False while the coordinator is still loading."""
+def committed(client: Consumer, *parts: TopicPartition) -> bool:
+    """Commits; False while the coordinator is still loading."""
     try:
         done = client.commit(offsets=list(parts), asynchronous=False)
     except KafkaException as error:
@@ -151,6 +160,33 @@ def positions(kafka: KafkaCluster, group: str) -> Positions:
     found = admin.list_consumer_group_offsets(question, require_stable=True)[group].result(30)
     assert found.topic_partitions is not None
     return {(part.topic, part.partition): part.offset for part in found.topic_partitions}
+
+
+def positions_of(kafka: KafkaCluster, groups: Iterable[str]) -> dict[str, Positions]:
+    """The committed offsets of several groups, as the brokers tell confluent-kafka."""
+    return {group: positions(kafka, group) for group in groups}
+
+
+@contextlib.contextmanager
+def group_client(kafka: KafkaCluster) -> Iterator[GroupClient]:
+    """Our own client, for what confluent-kafka cannot do or does slowly."""
+    client = GroupClient(
+        Cluster(ConnectionSettings.from_properties(kafka.bootstrap_servers, {}), retry_seconds=30)
+    )
+    try:
+        yield client
+    finally:
+        client.cluster.close()
+
+
+def set_positions(kafka: KafkaCluster, groups: Mapping[str, Positions]) -> None:
+    """Commits offsets of many groups."""
+    wanted = {
+        group: {part: CommittedOffset(offset=offset) for part, offset in offsets.items()}
+        for group, offsets in groups.items()
+    }
+    with group_client(kafka) as client:
+        wait_for(lambda: not any(client.commit(wanted).values()), 60, "all commits", interval=0.2)
 
 
 def states(kafka: KafkaCluster) -> dict[str, str]:
@@ -180,3 +216,30 @@ def open_offsets_transaction(
     yield producer
     with contextlib.suppress(KafkaException):  # the block ended it already
         producer.abort_transaction(60)
+
+
+def filled_topic(kafka: KafkaCluster, partitions: int = 1, records: int = 30) -> str:
+    """A topic of this many records in each partition; the values are ``<partition>-<number>``."""
+    topic = new_topic(kafka, partitions)
+    for partition in range(partitions):
+        produce(
+            kafka.bootstrap_servers,
+            topic,
+            [NewRecord(b"%d-%d" % (partition, i)) for i in range(records)],
+            partition=partition,
+        )
+    return topic
+
+
+def plan_reset(engine: Engine, *groups: str, **request: object) -> PlannedReset:
+    """Plans a reset of these groups."""
+    return engine.groups.plan_reset(ResetRequest(groups=groups, **request))  # type: ignore[arg-type]
+
+
+def reset(engine: Engine, *groups: str, **request: object) -> ResetReport:
+    """Plans a reset of these groups and carries it out; fails on the first position that failed."""
+    report = engine.groups.reset(plan_reset(engine, *groups, **request).plan)
+    for result in report.results:
+        if result.error is not None:
+            raise result.error
+    return report

@@ -9,13 +9,43 @@ import click
 
 from kafka_backup.cli.answers import Document, worst_of
 from kafka_backup.cli.commands import main
-from kafka_backup.cli.options import as_json, groups_option
+from kafka_backup.cli.options import Parsed, as_json, groups_option, topics_option
 from kafka_backup.cli.session import EXIT_OK, Session
-from kafka_backup.cli.tables import group_snapshots, positions
+from kafka_backup.cli.tables import group_snapshots, moves, positions
+from kafka_backup.engine import Engine
 from kafka_backup.errors import AuthorizationError, ConfigurationError, KafkaBackupError
-from kafka_backup.repository.group_documents import GroupSnapshot, SavedGroup
+from kafka_backup.groups import PlannedReset
+from kafka_backup.offset_automation import ResetReport, error_of
+from kafka_backup.offset_rollback import RollbackPlan
+from kafka_backup.position_mover import MoveResult
+from kafka_backup.progress import StopToken
+from kafka_backup.repository.group_documents import (
+    GroupSnapshot,
+    PlannedPosition,
+    ResetPlan,
+    ResetRequest,
+    SavedGroup,
+)
 from kafka_backup.selection import GroupSelection
-from kafka_backup.times import format_time
+from kafka_backup.times import format_time, parse_time
+
+Destination = dict[str, Any]
+
+
+def _destination(text: str) -> Destination:
+    if text in ("earliest", "latest"):
+        return {"to": text}
+    if text.isascii() and text.isdecimal():
+        if int(text) >= 2**63:
+            raise ConfigurationError(f"the offset {text} does not fit 64 bits")
+        return {"to": "offset", "to_offset": int(text)}
+    try:
+        return {"to": "time", "to_ms": parse_time(text)}
+    except ConfigurationError as error:
+        raise ConfigurationError(f"neither earliest, latest nor an offset, and {error}") from error
+
+
+DESTINATION = Parsed("where", _destination)
 
 
 @main.group()
@@ -38,9 +68,7 @@ def snapshot(session: Session, groups: tuple[str, ...]) -> int:
     session.answer(document, positions(document))
     errors: list[KafkaBackupError] = [error for _, error in sorted(taken.errors.items())]
     errors += [AuthorizationError(reason) for reason in taken.snapshot.incomplete]
-    for error in errors:
-        session.complain(str(error))
-    return worst_of(error.exit_code for error in errors)
+    return _complain(session, errors)
 
 
 @groups.command("list")
@@ -88,6 +116,200 @@ def show(session: Session, groups: tuple[str, ...], snapshot_id: str | None) -> 
     document = _snapshot(chosen)
     session.answer(document, positions(document))
     return EXIT_OK
+
+
+@groups.command()
+@groups_option
+@topics_option
+@click.option("--snapshot", "snapshot_id", metavar="ID", help="To the positions in this group snapshot.")
+@click.option(
+    "--restore",
+    "restore_id",
+    metavar="ID",
+    help="Translate them to where this restore put the records; the groups are on its target.",
+)
+@click.option(
+    "--to",
+    "to",
+    type=DESTINATION,
+    metavar="WHERE",
+    help="To earliest, latest, an OFFSET, or the first record at or after a TIME (RFC 3339).",
+)
+@click.option("--atomic", is_flag=True, help="All groups in one transaction, or none.")
+@click.option("--clamp", is_flag=True, help="Where an offset is out of bounds, take the nearest that exists.")
+@click.option("--execute", is_flag=True, help="Do it. Without this the plan is shown and nothing is changed.")
+@as_json
+@click.pass_obj
+def reset(
+    session: Session, /, groups: tuple[str, ...], to: Destination | None, execute: bool, **options: Any
+) -> int:
+    """Move consumer groups to saved positions, a time, an offset, the beginning or the end.
+
+    What is there now is stored first: 'groups rollback ID' puts it back.
+    """
+    session.document = {"status": None, "rollback": None, "groups": [], "problems": []}
+    if not groups:
+        raise click.UsageError("Missing option '--group' (write --group '*' for all).")
+    if (options["snapshot_id"] is None) == (to is None):
+        raise click.UsageError("name either --snapshot or --to")
+    if to is not None and options["restore_id"] is not None:
+        raise click.UsageError("--restore translates saved positions: it goes with --snapshot, not with --to")
+    request = ResetRequest(groups=groups, **options, **(to or {}))
+
+    def work(engine: Engine, stop: StopToken) -> tuple[PlannedReset, ResetReport | None]:
+        planned = engine.groups.plan_reset(request, stop=stop)
+        session.document = _planned(planned)
+        if planned.plan.problems or not execute:
+            return planned, None
+        return planned, engine.groups.reset(planned.plan, stop=stop)
+
+    planned, report = session.run(work)
+    plan = planned.plan
+    document = _planned(planned) if report is None else _done(plan, report)
+    session.answer(document, *moves(document))
+    if planned.is_continued:
+        session.say(f"this is reset {plan.reset_id}, planned {format_time(plan.planned_at)} and interrupted")
+    if report is not None:
+        return _complain(session, [result.error for result in report.results])
+    error = error_of(plan)
+    if error is None:
+        session.say("nothing was changed; add --execute to do it")
+        return EXIT_OK
+    return _complain(session, [error])
+
+
+@groups.command()
+@click.argument("reset_id", metavar="ID")
+@click.option("--force", is_flag=True, help="Also put back what a consumer has moved on since.")
+@click.option(
+    "--execute", is_flag=True, help="Do it. Without this it is shown what would be done; nothing is changed."
+)
+@as_json
+@click.pass_obj
+def rollback(session: Session, reset_id: str, force: bool, execute: bool) -> int:
+    """Put the positions back that a reset has changed, and verify it.
+
+    Commits that were not there before are removed, and so are groups.
+    """
+    session.document = {"status": None, "rollback": reset_id, "groups": []}
+
+    def work(engine: Engine, stop: StopToken) -> tuple[RollbackPlan, Sequence[MoveResult] | None]:
+        plan = engine.groups.plan_rollback(reset_id, force=force)
+        session.document = _planned_rollback(plan)
+        if plan.errors or not execute:
+            return plan, None
+        return plan, engine.groups.rollback(plan, stop=stop)
+
+    plan, results = session.run(work)
+    document = _planned_rollback(plan)
+    if results is not None:
+        errors = [result.error for result in results]
+        document = {
+            **document,
+            "status": "failed" if any(errors) else "rolled_back",
+            "groups": [_moved(result) for result in results],
+        }
+        session.answer(document, *moves(document))
+        return _complain(session, errors)
+    session.answer(document, *moves(document))
+    if not plan.errors:
+        session.say("nothing was changed; add --execute to do it")
+    return _complain(session, list(plan.errors.values()))
+
+
+def _complain(session: Session, errors: Sequence[KafkaBackupError | None]) -> int:
+    found = [error for error in errors if error is not None]
+    for message in dict.fromkeys(map(str, found)):
+        session.complain(message)
+    return worst_of(error.exit_code for error in found)
+
+
+def _planned(planned: PlannedReset) -> Document:
+    plan = planned.plan
+    return {
+        "status": "refused" if plan.problems else "planned",
+        "reset": plan.reset_id,
+        "continued": planned.is_continued,
+        "rollback": plan.reset_id if planned.is_continued else None,
+        "atomic": plan.request.atomic,
+        "groups": [
+            {
+                "group": group.group,
+                "topic": position.topic,
+                "partition": position.partition,
+                "before": position.before,
+                "after": position.offset,
+                "error": None,
+                **_circumstances(position),
+            }
+            for group in plan.groups
+            for position in group.positions
+        ],
+        "problems": [problem.model_dump() for problem in plan.problems],
+    }
+
+
+def _circumstances(position: PlannedPosition) -> Document:
+    return {
+        "source_topic": position.source_topic,
+        "source_offset": position.source_offset,
+        "clamped_from": position.clamped_from,
+        "remaining": position.remaining,
+    }
+
+
+def _done(plan: ResetPlan, report: ResetReport) -> Document:
+    about = {
+        (group.group, position.topic, position.partition): position
+        for group in plan.groups
+        for position in group.positions
+    }
+    return {
+        "status": report.status,
+        "reset": report.reset_id,
+        "rollback": report.reset_id,
+        "atomic": plan.request.atomic,
+        "groups": [
+            {
+                **_moved(result),
+                **_circumstances(about[result.move.group, result.move.topic, result.move.partition]),
+            }
+            for result in report.results
+        ],
+        "problems": [],
+    }
+
+
+def _moved(result: MoveResult) -> Document:
+    move = result.move
+    return {
+        "group": move.group,
+        "topic": move.topic,
+        "partition": move.partition,
+        "before": None if move.start is None else move.start.offset,
+        "after": None if result.current is None else result.current.offset,
+        "error": None if result.error is None else str(result.error),
+    }
+
+
+def _planned_rollback(plan: RollbackPlan) -> Document:
+    return {
+        "status": "refused" if plan.errors else "planned",
+        "rollback": plan.reset_id,
+        "groups": [
+            {
+                "group": move.group,
+                "topic": move.topic,
+                "partition": move.partition,
+                "before": None if move.start is None else move.start.offset,
+                "after": None if move.goal is None else move.goal.offset,
+                "error": None if move.key not in plan.errors else str(plan.errors[move.key]),
+            }
+            for move in plan.moves
+        ],
+        "removed_groups": list(plan.deletes),
+        "problems": [],
+    }
 
 
 def _snapshot(found: GroupSnapshot) -> Document:

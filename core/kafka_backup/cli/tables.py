@@ -366,6 +366,34 @@ def group_snapshots(document: Document) -> tuple[Table, Table]:
     return table, newest
 
 
+def moves(document: Document) -> tuple[Table, ...]:
+    """Show the answer to ``groups reset`` and ``groups rollback``: where each position goes, or went."""
+    table = _table(
+        f"positions: {document['status']}"
+        + (
+            f" (groups rollback {document['rollback']} undoes it)"
+            if document.get("reset") and document["rollback"]
+            else ""
+        ),
+        *("group", "topic", "#partition", "#before", "#after", "#still to read", "remark"),
+    )
+    for entry in document["groups"]:
+        remarks = [
+            f"{entry['source_topic']} offset {entry['source_offset']}" if entry.get("source_topic") else "",
+            f"clamped from {entry['clamped_from']}" if entry.get("clamped_from") is not None else "",
+            entry["error"] or "",
+        ]
+        table.add_row(
+            _visible(entry["group"]),
+            entry["topic"],
+            str(entry["partition"]),
+            *("none" if entry[field] is None else str(entry[field]) for field in ("before", "after")),
+            str(entry.get("remaining", "")),
+            "; ".join(filter(None, remarks)),
+        )
+    return (table, *_problems(document, "kind", "group", "topic", "partition", "detail"))
+
+
 def _visible(name: str) -> str:
     """A group's name with what a terminal would act upon escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name) or "''"

@@ -53,6 +53,7 @@ from kafka_backup.errors import (
     UnreachableError,
 )
 from kafka_backup.kafka.cluster import Cluster, Partition, broker_error
+from kafka_backup.kafka.rights import operations_named
 from kafka_backup.kafka.settings import Address
 
 OFFSETS_TOPIC = "__consumer_offsets"
@@ -239,6 +240,22 @@ class GroupClient:
         """Whether we hold the right DESCRIBE on a group, which need not exist."""
         return not isinstance(self.fetch([group])[group], AuthorizationError)
 
+    def rights(self, groups: Sequence[str]) -> Mapping[str, frozenset[str] | KafkaBackupError]:
+        """Return the operations that we may do with each group, existing or not (KIP-430)."""
+
+        def ask(address: Address, names: Sequence[str]) -> Mapping[str, frozenset[str] | KafkaBackupError]:
+            request = DescribeGroupsRequest(groups=tuple(names), include_authorized_operations=True)  # type: ignore[arg-type]
+            return {
+                str(group.group_id): broker_error(
+                    group.error_code, f"asking for our rights on {group.group_id!r}"
+                )
+                if group.error_code
+                else operations_named(int(group.authorized_operations))
+                for group in self.cluster.ask(address, request, DescribeGroupsResponse).groups
+            }
+
+        return self._by_coordinator(list(groups), ask)
+
     def members(self, groups: Mapping[str, str]) -> Mapping[str, Sequence[str]]:
         """Return who is in each group, for messages: ``client id (host)``; empty where nobody knows.
 
@@ -276,9 +293,9 @@ class GroupClient:
     # --- committed offsets
 
     def fetch(
-        self, groups: Sequence[str] | Mapping[str, Sequence[Partition]]
+        self, groups: Sequence[str] | Mapping[str, Sequence[Partition]], *, stable: bool = True
     ) -> Mapping[str, GroupOffsets | KafkaBackupError]:
-        """Read the committed offsets of many groups, stable ones only (KIP-447).
+        """Read the committed offsets of many groups, by default stable ones only (KIP-447).
 
         A group with a transactional commit under way is asked again until that has ended. A group that
         does not exist has no offsets.
@@ -286,6 +303,7 @@ class GroupClient:
         Args:
             groups: names, for all of their offsets: a topic that we may not describe is silently left
                 out by the brokers. Or names with partitions: then such a topic is an error.
+            stable: False gives the offsets as they were before a transactional commit under way.
         """
         wanted: dict[str, Sequence[Partition] | None] = (
             dict(groups) if isinstance(groups, Mapping) else dict.fromkeys(groups)
@@ -295,7 +313,7 @@ class GroupClient:
             question = {name: wanted[name] for name in names}
             return {
                 str(group.group_id): _offsets_of(group)
-                for group in self._offset_fetch(address, question, require_stable=True)
+                for group in self._offset_fetch(address, question, require_stable=stable)
             }
 
         return self._by_coordinator(list(wanted), ask)
@@ -308,7 +326,7 @@ class GroupClient:
                 return None
             return tuple(
                 OffsetFetchRequestTopics(name=topic, partition_indexes=tuple(numbers))  # type: ignore[arg-type]
-                for topic, numbers in _by_topic(partitions)
+                for topic, numbers in by_topic(partitions)
             )
 
         request = OffsetFetchRequest(
@@ -332,9 +350,9 @@ class GroupClient:
 
         def one(address: Address, group: str) -> PartitionErrors:
             errors: dict[Partition, KafkaBackupError] = {}
-            for part in _chunks(groups[group]):
+            for part in chunks(groups[group]):
                 answer = self.cluster.ask(address, _commit_request(group, part), OffsetCommitResponse)
-                errors |= _errors(answer.topics, f"committing for group {group!r}")
+                errors |= errors_of(answer.topics, f"committing for group {group!r}")
             return errors
 
         return self._try_each(groups, one)
@@ -354,7 +372,7 @@ class GroupClient:
                         name=topic,  # type: ignore[arg-type]
                         partitions=tuple(OffsetDeleteRequestPartition(partition_index=n) for n in numbers),  # type: ignore[arg-type]
                     )
-                    for topic, numbers in _by_topic(groups[group])
+                    for topic, numbers in by_topic(groups[group])
                 ),
             )
             answer = self.cluster.ask(address, request, OffsetDeleteResponse)
@@ -362,7 +380,7 @@ class GroupClient:
                 return {}
             if answer.error_code:
                 raise broker_error(answer.error_code, f"deleting offsets of group {group!r}")
-            return _errors(answer.topics, f"deleting offsets of group {group!r}")
+            return errors_of(answer.topics, f"deleting offsets of group {group!r}")
 
         return self._try_each(groups, one)
 
@@ -552,19 +570,20 @@ def _commit_request(group: str, offsets: GroupOffsets) -> OffsetCommitRequest:
                     for number in numbers
                 ),
             )
-            for topic, numbers in _by_topic(list(offsets))
+            for topic, numbers in by_topic(list(offsets))
         ),
     )
 
 
-def _chunks(offsets: GroupOffsets) -> Iterator[GroupOffsets]:
+def chunks(offsets: GroupOffsets) -> Iterator[GroupOffsets]:
+    """Cut offsets into parts that one request may hold."""
     items = sorted(offsets.items())
     for start in range(0, len(items), _OFFSETS):
         yield dict(items[start : start + _OFFSETS])
 
 
-def _errors(topics: Sequence[Any], what: str) -> PartitionErrors:
-    """The errors of an answer by topic and partition."""
+def errors_of(topics: Sequence[Any], what: str) -> PartitionErrors:
+    """Return the errors of an answer by topic and partition."""
     return {
         (str(topic.name), int(part.partition_index)): broker_error(
             part.error_code, f"{what}: {topic.name} [{part.partition_index}]"
@@ -583,7 +602,8 @@ def _may_succeed_later(answer: object) -> bool:
     return isinstance(answer, KafkaBackupError) and answer.retriable
 
 
-def _by_topic(partitions: Sequence[Partition]) -> Sequence[tuple[str, Sequence[int]]]:
+def by_topic(partitions: Sequence[Partition]) -> Sequence[tuple[str, Sequence[int]]]:
+    """Return the numbers of each topic's partitions."""
     topics: dict[str, list[int]] = defaultdict(list)
     for topic, number in partitions:
         topics[topic].append(number)

@@ -60,7 +60,7 @@ def topic_rights(cluster: Cluster, topics: Sequence[str]) -> Mapping[str, frozen
             elif bits == _NOT_SAID:
                 rights[str(topic.name)] = everything
             else:
-                rights[str(topic.name)] = _named(bits)
+                rights[str(topic.name)] = operations_named(bits)
     return rights
 
 
@@ -74,10 +74,11 @@ def cluster_rights(cluster: Cluster) -> frozenset[str]:
     answer = cluster.ask_any("asking for our rights", request, DescribeClusterResponse)
     if answer.error_code:
         raise broker_error(answer.error_code, "asking for our rights")
-    return _named(int(answer.cluster_authorized_operations))
+    return operations_named(int(answer.cluster_authorized_operations))
 
 
-def _named(bits: int) -> frozenset[str]:
+def operations_named(bits: int) -> frozenset[str]:
+    """Return the operations of a bit field."""
     return frozenset(name for bit, name in _OPERATIONS.items() if bits >> bit & 1)
 
 

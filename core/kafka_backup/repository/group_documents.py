@@ -10,7 +10,7 @@ import io
 from typing import Annotated, ClassVar, Literal, Self
 
 import zstandard
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from kafka_backup.errors import DamagedError
 from kafka_backup.repository.documents import (
@@ -22,6 +22,7 @@ from kafka_backup.repository.documents import (
     TopicId,
     TopicName,
 )
+from kafka_backup.repository.restore_documents import RenameRule
 
 _ZSTD_LEVEL = 3
 _LARGEST = 1 << 30
@@ -129,3 +130,187 @@ def _decompressed(data: bytes, key: str) -> bytes:
     if not frame.eof or frame.unused_data:
         raise DamagedError(f"{key} is cut off, or something follows its zstd frame; it is damaged")
     return text.getvalue()
+
+
+class ResetRequest(Part):
+    """Where somebody wants consumer groups to be.
+
+    Exactly one of `snapshot_id` and `to` says where from.
+
+    Attributes:
+        groups: filters of groups.
+        topics: filters of topics, by their names in the source; empty means all.
+        snapshot_id: to the positions in this group snapshot.
+        restore_id: the positions are of what this restore read, and go to where it put that.
+        to: ``earliest``, ``latest``, ``offset`` or ``time``.
+        to_offset: with ``offset``: this one, in each partition.
+        to_ms: with ``time``: the first record that is not older, in each partition.
+        atomic: all groups in one transaction, or none.
+        clamp: take the nearest existing offset for one that is out of the log's bounds.
+        rename: new names of groups; the first rule that matches a whole name counts.
+    """
+
+    groups: tuple[str, ...]
+    topics: tuple[str, ...] = ()
+    snapshot_id: Identifier | None = None
+    restore_id: Identifier | None = None
+    to: Literal["earliest", "latest", "offset", "time"] | None = None
+    to_offset: Count | None = None
+    to_ms: Milliseconds | None = None
+    atomic: bool = False
+    clamp: bool = False
+    rename: tuple[RenameRule, ...] = ()
+
+    @model_validator(mode="after")
+    def _says_where_to(self) -> Self:
+        if (self.snapshot_id is None) == (self.to is None):
+            raise ValueError("name either a snapshot, or an offset or time to go to")
+        if (self.to == "offset") != (self.to_offset is not None) or (self.to == "time") != (
+            self.to_ms is not None
+        ):
+            raise ValueError("to an offset or a time, and which one: both or neither")
+        if self.to is not None and self.restore_id is not None:
+            raise ValueError("a restore translates saved positions; earliest, latest and the like need none")
+        return self
+
+
+class PlannedPosition(Part):
+    """Where one partition of one group is to go.
+
+    Attributes:
+        topic: on which the group will be, and its topic id.
+        offset: the next record to read then; None: there is to be no commit.
+        metadata: the free text to commit with it.
+        source_topic, source_offset: what a restore's offset map translated; None without a restore.
+        clamped_from: the offset that was asked for, where it is out of bounds and was clamped.
+        log_start, high_watermark: the bounds of the log as they were then, half-open.
+        before: the position as it was then; None: there was no commit.
+    """
+
+    topic: TopicName
+    topic_id: TopicId
+    partition: Count
+    offset: Count | None
+    metadata: str = ""
+    source_topic: TopicName | None = None
+    source_offset: Count | None = None
+    clamped_from: Count | None = None
+    log_start: Count
+    high_watermark: Count
+    before: Count | None
+
+    @property
+    def remaining(self) -> int:
+        """Offsets from the new position to the end: what is still to be read, gaps included."""
+        return self.high_watermark - (self.log_start if self.offset is None else self.offset)
+
+
+class PlannedGroup(Part):
+    """One group of a plan and where its partitions go."""
+
+    group: str
+    positions: tuple[PlannedPosition, ...]
+
+
+class GroupProblem(Part):
+    """Something that forbids to carry out a plan.
+
+    `kind` is one short word for programs (``group_active``), `detail` a sentence for people.
+    """
+
+    kind: str
+    group: str | None = None
+    topic: str | None = None
+    partition: int | None = None
+    detail: str
+
+
+class ResetPlan(Document):
+    """``resets/<id>/plan.json``: where consumer groups will be; stored before anything is changed.
+
+    A plan with problems is never stored and never carried out.
+    """
+
+    kind: ClassVar[str] = "reset plan"
+
+    reset_id: Identifier
+    request: ResetRequest
+    nonce: Identifier
+    planned_at: Milliseconds
+    cluster_id: str
+    groups: tuple[PlannedGroup, ...]
+    problems: tuple[GroupProblem, ...] = ()
+
+
+class PositionBefore(Part):
+    """One position as it was before a reset; `offset` None: there was no commit."""
+
+    topic: TopicName
+    topic_id: TopicId
+    partition: Count
+    offset: Count | None
+    leader_epoch: LeaderEpochOrNone = -1
+    metadata: str = ""
+
+
+class GroupBefore(Part):
+    """One group as it was before a reset.
+
+    `state` is None if the group did not exist. `positions` are those that the plan names.
+    """
+
+    group: str
+    state: str | None
+    positions: tuple[PositionBefore, ...]
+
+
+class PositionsBefore(Document):
+    """``resets/<id>/before.json``: what a rollback puts back. Taken once, before the first change."""
+
+    kind: ClassVar[str] = "positions before a reset"
+
+    reset_id: Identifier
+    nonce: Identifier
+    taken_at: Milliseconds
+    groups: tuple[GroupBefore, ...]
+
+
+class MovedPosition(Part):
+    """What became of one partition of one group: where it was, where it is, and what went wrong.
+
+    `was_touched` says whether a broker may have changed it on our behalf: a rollback leaves alone what
+    was certainly not.
+    """
+
+    group: str
+    topic: TopicName
+    partition: Count
+    before: Count | None
+    after: Count | None
+    error: str | None = None
+    was_touched: bool = False
+
+
+ResetState = Literal["applying", "applied", "verified", "failed", "rolling_back", "rolled_back"]
+
+
+class ResetStep(Document):
+    """``resets/<id>/steps/<n>-<state>.json``: how far a reset is. Its plan and before.json come first.
+
+    Attributes:
+        number: from 1, without gaps.
+        state: ``applying``: the brokers may have been told something from now on. ``applied``: all
+            positions were seen at their places once. ``verified``: they were compared at the end.
+            ``failed``: what could be moved was moved, `positions` say what could not.
+            ``rolling_back`` and ``rolled_back``: the way back.
+        positions: every position of the plan, in ``verified``, ``failed`` and ``rolled_back``.
+    """
+
+    kind: ClassVar[str] = "reset step"
+
+    reset_id: Identifier
+    number: Count
+    state: ResetState
+    nonce: Identifier
+    at: Milliseconds
+    positions: tuple[MovedPosition, ...] = ()

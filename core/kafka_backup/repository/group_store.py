@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from kafka_backup.errors import ConfigurationError, DamagedError
+from kafka_backup.errors import ConfigurationError, DamagedError, WriterConflictError
 from kafka_backup.repository import layout
 from kafka_backup.repository.documents import sha256_of
-from kafka_backup.repository.group_documents import GroupSnapshot
-from kafka_backup.repository.store import ObjectNotFoundError, Store, put_once
+from kafka_backup.repository.group_documents import (
+    GroupSnapshot,
+    PositionsBefore,
+    ResetPlan,
+    ResetState,
+    ResetStep,
+)
+from kafka_backup.repository.store import ObjectNotFoundError, Store, put_once, read_document
+
+OPEN_STATES = ("applying", "applied", "rolling_back")
+"""States of a reset after which something is still to be done."""
 
 
 class GroupStore:
-    """The group snapshots of one repository. Safe for many threads."""
+    """The group snapshots and resets of one repository. Safe for many threads."""
 
     def __init__(self, store: Store) -> None:
         """Prepare; nothing is read yet."""
@@ -58,3 +67,126 @@ class GroupStore:
         data = snapshot.to_stored()
         put_once(self._store, key, data)
         return f"{self._store.url}/{key}", sha256_of(data)
+
+    def reset(self, reset_id: str) -> ResetFolder:
+        """What is stored of one reset, existing or not.
+
+        Raises:
+            ConfigurationError: no reset can have this id.
+        """
+        return ResetFolder(self._store, reset_id)
+
+    def resets(self) -> Mapping[str, str]:
+        """Return the state of each reset, oldest first: its last step's, or ``planned``. One listing."""
+        states: dict[str, str] = {}
+        numbers: dict[str, int] = {}
+        for info in self._store.list(layout.RESETS):
+            reset_id = info.key.removeprefix(layout.RESETS).partition("/")[0]
+            if not layout.is_reset_id(reset_id):
+                continue
+            states.setdefault(reset_id, "planned")
+            if (parsed := layout.parse_reset_step_key(info.key)) is not None:
+                _, number, state = parsed
+                known = numbers.get(reset_id, 0)
+                if number == known:
+                    state = _winner([state, states[reset_id]])
+                if number >= known:
+                    numbers[reset_id], states[reset_id] = number, state
+        return states
+
+
+class ResetFolder:
+    """What is stored of one reset of consumer groups: its plan, the positions before it, its steps."""
+
+    def __init__(self, store: Store, reset_id: str) -> None:
+        """Prepare; nothing is read yet.
+
+        Raises:
+            ConfigurationError: no reset can have this id.
+        """
+        if not layout.is_reset_id(reset_id):
+            raise ConfigurationError(f"the repository at {store.url} holds no reset {reset_id!r}")
+        self._store = store
+        self.reset_id = reset_id
+
+    def plan(self) -> ResetPlan | None:
+        """Return the plan, None if there is none."""
+        return read_document(self._store, layout.reset_plan_key(self.reset_id), ResetPlan)
+
+    def put_plan(self, plan: ResetPlan) -> None:
+        """Store the plan; the same plan again does nothing.
+
+        Raises:
+            WriterConflictError: another run has taken the id.
+        """
+        put_once(self._store, layout.reset_plan_key(self.reset_id), plan.to_bytes())
+
+    def before(self) -> PositionsBefore | None:
+        """Return the positions before the reset, None if they were not taken yet."""
+        return read_document(self._store, layout.reset_before_key(self.reset_id), PositionsBefore)
+
+    def put_before(self, before: PositionsBefore) -> None:
+        """Store the positions before the reset, once and for all.
+
+        Raises:
+            WriterConflictError: another run has stored them.
+        """
+        put_once(self._store, layout.reset_before_key(self.reset_id), before.to_bytes())
+
+    def steps(self) -> Sequence[ResetStep]:
+        """Return the steps in order; of two with one number, the one that `put_step` let win.
+
+        Raises:
+            DamagedError: one is missing or unreadable.
+        """
+        found: dict[int, list[str]] = {}
+        for info in self._store.list(layout.reset_folder(self.reset_id)):
+            if (parsed := layout.parse_reset_step_key(info.key)) is not None:
+                found.setdefault(parsed[1], []).append(parsed[2])
+        steps = []
+        for number in range(1, max(found, default=0) + 1):
+            states = found.get(number, [])
+            key = layout.reset_step_key(self.reset_id, number, _winner(states) if states else "applying")
+            step = read_document(self._store, key, ResetStep)
+            if step is None:
+                raise DamagedError(
+                    f"step {number} of reset {self.reset_id} is missing; put it back from a copy"
+                )
+            steps.append(step)
+        return steps
+
+    def put_step(self, step: ResetStep) -> None:
+        """Store the next step.
+
+        Of two runs at work on one reset, each writes its next step; the way back beats a new try,
+        which beats an outcome, and whoever loses is told.
+
+        Raises:
+            WriterConflictError: another run works on this reset.
+        """
+        put_once(self._store, layout.reset_step_key(self.reset_id, step.number, step.state), step.to_bytes())
+        rivals = [
+            state
+            for state in _PRECEDENCE
+            if self._store.size(layout.reset_step_key(self.reset_id, step.number, state)) is not None
+        ]
+        if _winner(rivals) != step.state:
+            raise WriterConflictError(
+                f"another run works on reset {self.reset_id} and is now {rivals[0]}; this one stops. Wait for the "
+                "other to end, then look at the positions"
+            )
+
+
+_PRECEDENCE: Sequence[ResetState] = (
+    "rolling_back",
+    "applying",
+    "rolled_back",
+    "failed",
+    "verified",
+    "applied",
+)
+
+
+def _winner(states: Sequence[str]) -> str:
+    """Of steps with one number, the one that counts."""
+    return min(states, key=lambda state: _PRECEDENCE.index(state) if state in _PRECEDENCE else -1)

@@ -21,6 +21,7 @@ RESTORES = "restores/"
 RESTORE_REQUESTS = "restore-requests/"
 DRILLS = "drills/"
 GROUPS = "groups/"
+RESETS = "resets/"
 ACCEPTED_LOSSES = "accepted/losses/"
 ACCEPTED_ABSENCES = "accepted/absences/"
 EXPIRIES = "expiries/"
@@ -30,6 +31,7 @@ _COMMIT = re.compile(r"([0-9]{20})\.json")
 _CHECKPOINT = re.compile(r"([0-9]{20})\.json")
 _ABSENCE = re.compile(r"([a-zA-Z0-9._-]+)/([a-zA-Z0-9_-]{22})/([0-9]{20})\.json")
 _PACK = re.compile(r"([0-9]{20})-([1-9][0-9]{0,8})\.jsonl\.zst")
+_STEP = re.compile(r"([0-9]{20})-([a-z_]+)\.json")
 _SEGMENT = re.compile(r"(0|[1-9][0-9]{0,9})/([0-9]{20})-([a-zA-Z0-9._-]+)-(0|[1-9][0-9]*)\.log(\.zst)?")
 _identifier = TypeAdapter[str](Identifier).validate_python
 _segment_name = TypeAdapter[str](SegmentName).validate_python
@@ -219,6 +221,40 @@ def restore_plans_folder(restore_id: str) -> str:
 def restore_plan_key(restore_id: str, number: int) -> str:
     """Key of plan number `number` (from 1) of a restore."""
     return f"{restore_plans_folder(restore_id)}{_digits(number)}.json"
+
+
+def is_reset_id(name: str) -> bool:
+    """Whether a reset of consumer groups can have this id."""
+    return _accepts(_identifier, name)
+
+
+def reset_folder(reset_id: str) -> str:
+    """Folder of everything that is stored of one reset."""
+    return f"{RESETS}{_identifier(reset_id)}/"
+
+
+def reset_plan_key(reset_id: str) -> str:
+    """Key of a reset's plan."""
+    return f"{reset_folder(reset_id)}plan.json"
+
+
+def reset_before_key(reset_id: str) -> str:
+    """Key of the positions before a reset."""
+    return f"{reset_folder(reset_id)}before.json"
+
+
+def reset_step_key(reset_id: str, number: int, state: str) -> str:
+    """Key of step number `number` (from 1) of a reset."""
+    return f"{reset_folder(reset_id)}steps/{_digits(number)}-{state}.json"
+
+
+def parse_reset_step_key(key: str) -> tuple[str, int, str] | None:
+    """Return reset id, number and state in the listed key of a step, None if the key is no step's."""
+    reset_id, _, name = key.removeprefix(RESETS).partition("/steps/")
+    match = _STEP.fullmatch(name)
+    if not key.startswith(RESETS) or match is None or not is_reset_id(reset_id):
+        return None
+    return reset_id, int(match[1]), match[2]
 
 
 def attempts_folder(restore_id: str) -> str:
