@@ -14,7 +14,6 @@ from kafka_backup.kafka.groups import GroupClient
 from tests.support.engine import engine_config, open_engine
 from tests.support.groups import filled_topic, positions_of, read_and_commit, set_positions
 from tests.support.kafka_cluster import KafkaCluster
-from tests.support.waiting import wait_for
 
 
 @pytest.mark.parametrize("how", ["silent", "reset"])
@@ -38,8 +37,8 @@ def test_chaos_network_partition_during_offset_fetch(
     impatient = config.cluster.model_copy(
         update={"retry_seconds": patience, "properties": {"socket.timeout.ms": "1000"}}
     )
-    fetch_really = GroupClient._offset_fetch
-    began = threading.Event()
+    fetch_really, leaders_really = GroupClient._offset_fetch, GroupClient._leaders
+    began, tries_again = threading.Event(), threading.Event()
     lock = threading.Lock()
     left = [2]
 
@@ -53,7 +52,13 @@ def test_chaos_network_partition_during_offset_fetch(
                     began.set()
         return fetch_really(client, address, asked, require_stable=require_stable)  # type: ignore[arg-type]
 
+    def notice(client: GroupClient) -> object:
+        if began.is_set():
+            tries_again.set()
+        return leaders_really(client)
+
     monkeypatch.setattr(GroupClient, "_offset_fetch", cut_off)
+    monkeypatch.setattr(GroupClient, "_leaders", notice)
     results: list[TakenSnapshot | UnreachableError] = []
 
     def take() -> None:
@@ -68,7 +73,7 @@ def test_chaos_network_partition_during_offset_fetch(
     try:
         assert began.wait(60)
         if heals:
-            wait_for(lambda: left[0] < 0, 60, "somebody to try again")
+            assert tries_again.wait(60)
         else:
             thread.join(120)
     finally:

@@ -11,6 +11,12 @@ from kio.schema.errors import ErrorCode
 from kio.schema.find_coordinator.v4.request import FindCoordinatorRequest
 from kio.schema.find_coordinator.v4.response import Coordinator, FindCoordinatorResponse
 from kio.schema.list_groups.v4.response import ListedGroup, ListGroupsResponse
+from kio.schema.list_offsets.v7.request import ListOffsetsRequest
+from kio.schema.list_offsets.v7.response import (
+    ListOffsetsPartitionResponse,
+    ListOffsetsResponse,
+    ListOffsetsTopicResponse,
+)
 from kio.schema.metadata.v12.request import MetadataRequest
 from kio.schema.offset_fetch.v8.request import OffsetFetchRequest
 from kio.schema.offset_fetch.v8.response import (
@@ -53,15 +59,30 @@ class Coordinators:
     """One broker that is coordinator of everything; what it says of groups is changed by the tests."""
 
     def __init__(self) -> None:
-        self.broker = ScriptedBroker({3: self.metadata, 9: self.fetch, 10: self.find, 16: self.list_groups})
+        self.broker = ScriptedBroker(
+            {2: self.ends, 3: self.metadata, 9: self.fetch, 10: self.find, 16: self.list_groups}
+        )
+        self.epoch = 0
         self.epochs: Iterator[int] = repeat(0)
+        self.ready: Iterator[ErrorCode] = repeat(OK)
         self.served: Iterator[ErrorCode] = repeat(OK)
         self.listings: Iterator[list[str]] = repeat([])
         self.offsets: Iterator[Mapping[str, int | ErrorCode | None]] = iter(())
 
     def metadata(self, request: MetadataRequest) -> Any:
-        epoch = next(self.epochs) if request.topics else 0
+        self.epoch = epoch = next(self.epochs) if request.topics else self.epoch
         return metadata({1: self.broker}, OFFSETS_TOPIC, uuid.UUID(int=7), [(1, epoch)])
+
+    def ends(self, request: ListOffsetsRequest) -> Any:
+        (asked,) = request.topics[0].partitions
+        part = ListOffsetsPartitionResponse(
+            partition_index=asked.partition_index,
+            error_code=next(self.ready),
+            offset=9,  # type: ignore[arg-type]
+            leader_epoch=asked.current_leader_epoch,
+        )
+        topic = ListOffsetsTopicResponse(name=OFFSETS_TOPIC, partitions=(part,))  # type: ignore[arg-type]
+        return ListOffsetsResponse(throttle_time=NO_TIME, topics=(topic,))
 
     def find(self, request: FindCoordinatorRequest) -> Any:
         return FindCoordinatorResponse(
@@ -150,6 +171,25 @@ def test_a_listing_is_not_believed_while_a_coordinator_moves(
     assert list(listing.groups) == ["late"]
     assert listing.is_proved
     assert next(coordinators.served, None) is None
+
+
+def test_a_new_coordinator_is_not_asked_before_it_shows_everything(coordinators: Coordinators) -> None:
+    """What: a leader of the offsets topic whose high watermark is not yet where its predecessor's was.
+
+    Why: it lists and shows only what lies below: the last commits before a failover are missing for a while.
+    Risk: a group, or the newest position of one, that is left out although its commit was acknowledged.
+    """
+    late = ErrorCode.offset_not_available
+    coordinators.ready = chain([late] * 3, repeat(OK))
+    coordinators.listings = iter([["late"]])
+    assert list(client(coordinators).list_groups().groups) == ["late"]
+    coordinators.ready = chain([late] * 3, repeat(OK))
+    coordinators.offsets = iter([{"a": 9}])
+    (found,) = client(coordinators).fetch(["a"]).values()
+    assert found == {("orders", 0): CommittedOffset(offset=9, metadata="m")}
+    coordinators.ready = repeat(late)
+    (unread,) = client(coordinators, retry_seconds=0.5).fetch(["a"]).values()
+    assert isinstance(unread, UnreachableError)
 
 
 def test_a_group_that_is_left_out_is_an_error_and_not_empty(coordinators: Coordinators) -> None:

@@ -26,13 +26,12 @@ from kio.schema.txn_offset_commit.v3.request import (
 from kio.schema.txn_offset_commit.v3.response import TxnOffsetCommitResponse
 
 from kafka_backup.errors import BrokerError, KafkaBackupError
-from kafka_backup.kafka.cluster import broker_error
+from kafka_backup.kafka.cluster import broker_error, by_topic
 from kafka_backup.kafka.groups import (
     THREADS,
     TRANSACTION_KEY,
     GroupClient,
     GroupOffsets,
-    by_topic,
     chunks,
     errors_of,
 )
@@ -146,7 +145,7 @@ class GroupTransaction:
                         for number in numbers
                     ),
                 )
-                for topic, numbers in by_topic(list(offsets))
+                for topic, numbers in by_topic(list(offsets)).items()
             ),
         )
 

@@ -52,7 +52,7 @@ from kafka_backup.errors import (
     KafkaBackupError,
     UnreachableError,
 )
-from kafka_backup.kafka.cluster import Cluster, Partition, broker_error
+from kafka_backup.kafka.cluster import LATEST, Cluster, OffsetAnswer, Partition, broker_error, by_topic
 from kafka_backup.kafka.rights import operations_named
 from kafka_backup.kafka.settings import Address
 
@@ -69,6 +69,8 @@ _GROUPS = 50
 _OFFSETS = 1000
 """Offsets in one OffsetCommit request, which becomes one batch of at most 1 MiB."""
 _NO_COMMIT = -1
+_READY_SECONDS = 1.0
+"""How long the other groups wait for a coordinator that is not ready, before it is asked for again."""
 
 T = TypeVar("T")
 
@@ -193,10 +195,15 @@ class GroupClient:
         return GroupListing(groups=groups, is_proved=before is not None)
 
     def _leaders(self) -> Mapping[int, tuple[Address | None, int]] | None:
-        """Leader (None: nobody) and epoch of each partition of the offsets topic; None if we may not see them.
+        """Leader and epoch of each partition of the offsets topic; None if we may not see them.
 
         There are none before the first group, which makes that topic. All brokers are asked: one that was
         cut off goes on answering as coordinator, with the positions of before.
+
+        A leader of None stands for nobody whose answer would be the truth. A coordinator shows what lies
+        below its high watermark, and that of a new leader may be too low for a while: the last commits
+        before the election are acknowledged, and neither they nor their groups are shown. Brokers do not
+        tell such a watermark (OFFSET_NOT_AVAILABLE, KIP-207), so a leader that tells it shows everything.
         """
         metadata = self.cluster.survey([OFFSETS_TOPIC])
         if code := metadata.errors.get(OFFSETS_TOPIC):
@@ -205,10 +212,19 @@ class GroupClient:
                 return None
             raise error
         topic = metadata.topics.get(OFFSETS_TOPIC)
-        return {
-            number: (metadata.brokers.get(part.leader), part.leader_epoch)
-            for number, part in (topic.partitions.items() if topic is not None else ())
-        }
+        if topic is None:
+            return {}
+        ends = self.cluster.list_offsets(
+            {(OFFSETS_TOPIC, number): LATEST for number in topic.partitions},
+            isolation="read_uncommitted",
+            deadline=_READY_SECONDS,
+        )
+        leaders = {}
+        for number, part in topic.partitions.items():
+            end = ends[OFFSETS_TOPIC, number]
+            is_ready = isinstance(end, OffsetAnswer) and end.leader_epoch == part.leader_epoch
+            leaders[number] = metadata.brokers.get(part.leader) if is_ready else None, part.leader_epoch
+        return leaders
 
     def _prove_served(self, address: Address, names: Sequence[str]) -> None:
         if not names:
@@ -326,7 +342,7 @@ class GroupClient:
                 return None
             return tuple(
                 OffsetFetchRequestTopics(name=topic, partition_indexes=tuple(numbers))  # type: ignore[arg-type]
-                for topic, numbers in by_topic(partitions)
+                for topic, numbers in by_topic(partitions).items()
             )
 
         request = OffsetFetchRequest(
@@ -372,7 +388,7 @@ class GroupClient:
                         name=topic,  # type: ignore[arg-type]
                         partitions=tuple(OffsetDeleteRequestPartition(partition_index=n) for n in numbers),  # type: ignore[arg-type]
                     )
-                    for topic, numbers in by_topic(groups[group])
+                    for topic, numbers in by_topic(groups[group]).items()
                 ),
             )
             answer = self.cluster.ask(address, request, OffsetDeleteResponse)
@@ -411,7 +427,9 @@ class GroupClient:
             except UnreachableError as error:
                 return dict.fromkeys(keys, error)
             if leaders:
-                nobody = broker_error(ErrorCode.coordinator_not_available, f"{OFFSETS_TOPIC} has no leader")
+                nobody = broker_error(
+                    ErrorCode.coordinator_not_available, f"{OFFSETS_TOPIC} has no leader that is ready"
+                )
                 return {key: leaders[partition_for(key, len(leaders))][0] or nobody for key in keys}
         found: dict[str, Address | KafkaBackupError] = {}
         missing = UnreachableError("no broker names its coordinator")
@@ -570,7 +588,7 @@ def _commit_request(group: str, offsets: GroupOffsets) -> OffsetCommitRequest:
                     for number in numbers
                 ),
             )
-            for topic, numbers in by_topic(list(offsets))
+            for topic, numbers in by_topic(list(offsets)).items()
         ),
     )
 
@@ -600,11 +618,3 @@ def _is_final(answer: object) -> bool:
 
 def _may_succeed_later(answer: object) -> bool:
     return isinstance(answer, KafkaBackupError) and answer.retriable
-
-
-def by_topic(partitions: Sequence[Partition]) -> Sequence[tuple[str, Sequence[int]]]:
-    """Return the numbers of each topic's partitions."""
-    topics: dict[str, list[int]] = defaultdict(list)
-    for topic, number in partitions:
-        topics[topic].append(number)
-    return list(topics.items())
