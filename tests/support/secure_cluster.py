@@ -28,7 +28,7 @@ SESSION_MS = 2000
 class SecureCluster(KafkaCluster):
     """A broker whose listeners are these; names are localhost except V6's.
 
-    TLS, MTLS (wants a certificate), MISNAMED (its certificate is for another name), V6 (TLS on ::1), SASL (in plain text), SASL_TLS, SCRAM_ONLY, SHORT (as SASL_TLS,
+    TLS, MTLS (wants a certificate), OLD_MTLS (the same with TLS 1.2), MISNAMED (its certificate is for another name), V6 (TLS on ::1), SASL (in plain text), SASL_TLS, SCRAM_ONLY, SHORT (as SASL_TLS,
     with sessions of 2 s). `USER` (`PASSWORD`; with PLAIN `secret`), the client of `identities` and tokens of
     `signer` for `USER` may do everything, as may those who prove nothing; others what ACLs say.
     """
@@ -64,6 +64,7 @@ class SecureCluster(KafkaCluster):
             "oauthbearer.sasl.oauthbearer.expected.audience": self.signer.audience,
             "oauthbearer.sasl.oauthbearer.expected.issuer": self.signer.issuer,
         }
+        old: dict[str, str | int] = {"ssl.enabled.protocols": "TLSv1.2", "ssl.protocol": "TLSv1.2"}
         scram: dict[str, str | int] = {
             "sasl.enabled.mechanisms": "SCRAM-SHA-512",
             "scram-sha-512.sasl.jaas.config": _SCRAM,
@@ -75,6 +76,7 @@ class SecureCluster(KafkaCluster):
         return [
             Listener("TLS", "SSL", ssl, "localhost"),
             Listener("MTLS", "SSL", ssl | {"ssl.client.auth": "required"}, "localhost"),
+            Listener("OLD_MTLS", "SSL", ssl | old | {"ssl.client.auth": "required"}, "localhost"),
             Listener("MISNAMED", "SSL", ssl | _store(self.identities.misnamed), "localhost"),
             Listener("V6", "SSL", ssl, "::1"),
             Listener("SASL", "SASL_PLAINTEXT", sasl, "localhost"),

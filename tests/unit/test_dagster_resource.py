@@ -15,6 +15,7 @@ from kafka_backup import (
     BackupEvent,
     CancelledError,
     CaptureFinished,
+    ClusterConfig,
     ConfigurationError,
     DamagedError,
     Engine,
@@ -23,6 +24,7 @@ from kafka_backup import (
     GroupSnapshotTaken,
     PartitionResult,
     RecoveryPoint,
+    RepositoryConfig,
     StopToken,
     TopicCommitted,
     TopicFailed,
@@ -503,6 +505,17 @@ def test_resource_holds_an_engine_configuration_completely() -> None:
     )
 
     assert KafkaBackupResource.from_config(config).engine_config() == config
+
+
+def test_a_token_function_of_a_configuration_is_named_by_its_path() -> None:
+    """Tests a configuration made in Python that holds a function, in a resource whose fields hold text.
+
+    Tokens of a company's own come from such functions.
+    Could go wrong: the function is dropped, and the run has no token.
+    """
+    cluster = ClusterConfig(bootstrap_servers="a:1", oauth_cb=json.dumps)
+    config = EngineConfig(cluster=cluster, repository=RepositoryConfig(url="memory://x"))
+    assert KafkaBackupResource.from_config(config).oauth_cb == "json:dumps"
 
 
 def test_wrong_value_in_a_resource_is_named_without_showing_secrets() -> None:
