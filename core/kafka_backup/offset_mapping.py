@@ -58,11 +58,10 @@ class OffsetMap:
         Raises:
             DamagedError: the offsets do not ascend, so the records are out of order or doubled.
         """
-        if source_offset < self.source_end or count <= 0:
-            raise DamagedError(
-                f"source offset {source_offset} ({count} records) does not follow {self.source_end - 1}"
-            )
-        if self._sources and source_offset == self.source_end:
+        end = self.source_end
+        if source_offset < end or count <= 0:
+            raise DamagedError(f"source offset {source_offset} ({count} records) does not follow {end - 1}")
+        if source_offset == end and self._sources:
             self._lengths[-1] += count
         else:
             self._sources.append(source_offset)

@@ -23,6 +23,8 @@ _TIMEOUT_MS = 10_000
 _PREFIX = struct.Struct(">hi")
 _INT = struct.Struct(">i")
 _NO_TAGS = b"\0"
+_NOTHING_TO_SAY = b"\1\0\0"
+"""No errors of single records, no message, no tagged fields."""
 _RESULT = struct.Struct(">ihqqq")
 
 
@@ -87,7 +89,12 @@ def parse_produce_response(frame: memoryview) -> tuple[Mapping[int, ProduceResul
     partitions, position = read_varint(frame, position + size - 1)
     for _ in range(partitions - 1):
         number, error_code, base_offset, _append_time, _log_start = _RESULT.unpack_from(frame, position)
-        count, position = read_varint(frame, position + _RESULT.size)
+        position += _RESULT.size
+        if frame[position : position + len(_NOTHING_TO_SAY)] == _NOTHING_TO_SAY:
+            results[number] = ProduceResult(error_code, base_offset)
+            position += len(_NOTHING_TO_SAY)
+            continue
+        count, position = read_varint(frame, position)
         details = []
         for _ in range(count - 1):
             text, position = _read_text(frame, position + _INT.size)
