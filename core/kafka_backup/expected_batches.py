@@ -13,12 +13,12 @@ from itertools import chain
 from kafka_backup.errors import DamagedError
 from kafka_backup.records.convert import Bounds, TargetBatch, convert
 from kafka_backup.records.headers import Stamp
-from kafka_backup.records.merge import merge, worth_merging
+from kafka_backup.records.merge import Walked, merge, worth_merging
 from kafka_backup.repository.buffers import Buffers
 from kafka_backup.repository.commit_log import CommitLog
 from kafka_backup.repository.documents import SegmentEntry
 from kafka_backup.repository.restore_documents import PlannedPartition, PlannedTopic, RestoreRequest
-from kafka_backup.repository.segments import SegmentProofs, SegmentReader, StoredSegment
+from kafka_backup.repository.segments import SegmentProofs, SegmentReader, StoredSegment, following
 from kafka_backup.repository.store import Store
 from kafka_backup.restore_source import source_segments
 
@@ -119,17 +119,28 @@ def _segment_batches(
     )
     stamp = stamp_of(request)
     if merges(segment.entry, topic):
-        data = reader.raw()
+        windows = reader.windows()
+        window = next(windows, None)
         before_segment()
-        walked = yield from merge(
-            data,
-            bounds,
-            max_batch_bytes=topic.max_batch_bytes,
-            merge_bytes=topic.merge_bytes,
-            stamp=stamp,
-            check_crc=check_crc,
-        )
-        reader.check_totals(**walked._asdict())
+        seen = Walked(size=0, batches=0, records=0, last_offset=-1)
+        while window is not None:
+            walked = yield from merge(
+                bytearray(window),
+                bounds,
+                max_batch_bytes=topic.max_batch_bytes,
+                merge_bytes=topic.merge_bytes,
+                stamp=stamp,
+                check_crc=check_crc,
+                last_offset=seen.last_offset,
+            )
+            seen = Walked(
+                size=seen.size + walked.size,
+                batches=seen.batches + walked.batches,
+                records=seen.records + walked.records,
+                last_offset=walked.last_offset,
+            )
+            window = following(windows, walked.size)
+        reader.check_totals(**seen._asdict())
         return
     batches = reader.batches(check_crc=check_crc)
     first = next(batches, None)  # reads and proves the object, which may take long

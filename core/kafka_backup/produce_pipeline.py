@@ -9,7 +9,6 @@ twice. The target's own log says what arrived, and the rest goes out anew under 
 from __future__ import annotations
 
 import random
-import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +19,7 @@ from kafka_backup.kafka.cluster import Cluster
 from kafka_backup.kafka.produce import ProduceResult, TopicProducer
 from kafka_backup.kafka.settings import Address
 from kafka_backup.log_comparison import LogComparison
-from kafka_backup.progress import StopToken
+from kafka_backup.progress import Deadline, StopToken
 from kafka_backup.records.convert import TargetBatch
 from kafka_backup.records.rewrite import seal
 
@@ -116,7 +115,7 @@ class ProducePipeline:
         self._in_flight: deque[TargetBatch] = deque()
         self._exhausted = False
         self._producer_id, self._producer_epoch, self._sequence = -1, -1, 0
-        self._progress_at = time.monotonic()
+        self._deadline = Deadline(retry_seconds)
         self._attempt = 0
 
     def has_more(self) -> bool:
@@ -176,7 +175,7 @@ class ProducePipeline:
                 f"more: delete {self.target.topic.target} and restore it again"
             )
         self._position += batch.record_count
-        self._progress_at = time.monotonic()
+        self._deadline = Deadline(self._retry_seconds)
         self._attempt = 0
         self._on_acknowledged(batch.record_count, batch.size)
 
@@ -191,7 +190,7 @@ class ProducePipeline:
         self._in_flight = deque()
         self._unsent = deque()
         while True:
-            if time.monotonic() - self._progress_at > self._retry_seconds:
+            if self._deadline.passed:
                 raise UnreachableError(
                     f"{self.target.name}: no batch could be written at offset {self._position} for "
                     f"{self._retry_seconds:g} s: {error}; run the same restore again to continue"

@@ -5,9 +5,12 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 
+import pytest
+
 from kafka_backup.expected_batches import PartitionTarget, expected_batches
 from kafka_backup.records.batch import walk
 from kafka_backup.records.codec import Record, decode_batch, encode_batch
+from kafka_backup.repository import proven_object, segments
 from kafka_backup.repository.commit_log import CommitLog
 from kafka_backup.repository.documents import Incarnation, Ledger, PartitionRange
 from kafka_backup.repository.restore_documents import PlannedPartition, PlannedTopic, RestoreRequest
@@ -21,12 +24,14 @@ def _store() -> Store:
     return open_store(f"memory://{secrets.token_hex(8)}")
 
 
-def _log(store: Store, commits: Sequence[Sequence[Sequence[Record]]]) -> CommitLog:
+def _log(
+    store: Store, commits: Sequence[Sequence[Sequence[Record]]], *, per_batch: int | None = None
+) -> CommitLog:
     """A commit log with the given commits, each a list of segments, each a list of records."""
     log = CommitLog.open(store, "orders", TOPIC_ID)
-    for number, segments in enumerate(commits):
+    for number, its_segments in enumerate(commits):
         entries = []
-        for index, records in enumerate(segments):
+        for index, records in enumerate(its_segments):
             writer = SegmentWriter(
                 store,
                 topic="orders",
@@ -37,7 +42,8 @@ def _log(store: Store, commits: Sequence[Sequence[Sequence[Record]]]) -> CommitL
                 first_offset=records[0].offset,
                 compression="zstd",
             )
-            data = encode_batch(records)
+            size = per_batch or len(records)
+            data = b"".join(encode_batch(records[i : i + size]) for i in range(0, len(records), size))
             writer.add(memoryview(data), [header for _, header in walk(data)])
             entries.append(writer.finish())
         start = log.end_of(0) or 0
@@ -158,3 +164,23 @@ def test_segments_before_the_time_bound_are_not_read() -> None:
     first = log.segments(0)[0]
     store.delete(first.key)
     assert [record.offset for record in _restored(store, log, from_ms=1004)] == [4, 5]
+
+
+@pytest.mark.parametrize("piece", [70, 100, 333, 5000])
+def test_tiny_batches_are_merged_however_a_segment_is_read(
+    piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tests a segment of single-record batches that is read in pieces which cut them anywhere.
+
+    It matters because tiny batches are merged piece by piece, so that a large segment needs little memory.
+    A record at the end of a piece could be lost, doubled, or merged out of order.
+    """
+    for module in (proven_object, segments):
+        monkeypatch.setattr(module, "PIECE_BYTES", piece)
+    store = _store()
+    wanted = _records(*range(7, 60), *range(75, 90))
+    log = _log(store, [[wanted]], per_batch=1)
+    assert _restored(store, log) == wanted
+    assert _restored(store, log, from_ms=1020, until_ms=1080) == [
+        record for record in wanted if 1020 <= record.timestamp <= 1080
+    ]

@@ -82,19 +82,21 @@ def merge(
     merge_bytes: int,
     stamp: Stamp | None = None,
     check_crc: bool = True,
+    last_offset: int = -1,
 ) -> Generator[TargetBatch, None, Walked]:
-    """Yields the target batches for a whole segment as ``convert`` does, tiny neighbours merged.
+    """Yields the target batches for a stretch of a segment as ``convert`` does, tiny neighbours merged.
 
     A batch that is large, or has no neighbour to be merged with, goes the way of ``convert``. The order
     of offsets is checked here, too.
 
     Args:
-        data: the segment's batches, one after the other.
+        data: batches, one after the other; the last one may be cut off, and is left for the next stretch.
         bounds: what to keep.
         max_batch_bytes: the target's ``max.message.bytes``.
         merge_bytes: most bytes of records, uncompressed, in a merged batch.
         stamp: headers to add to each record.
         check_crc: check the checksum of each batch.
+        last_offset: of the stretch before, after which this one's begin.
 
     Returns:
         What was seen, for the caller to compare with what the segment must hold.
@@ -114,7 +116,6 @@ def merge(
     newest = ANY_TIME if until_ms is None else until_ms
     timeless = from_ms is None and until_ms is None
     position = batches = records = 0
-    last_offset = -1
 
     def alone(sources: list[int]) -> Iterator[TargetBatch]:
         for source in sources:

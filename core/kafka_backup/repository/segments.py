@@ -7,7 +7,7 @@ SHA-256 come first, then each batch's place, and in the end the counts of the co
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import IO, Literal, NoReturn, cast
@@ -234,6 +234,14 @@ class SegmentWriter:
             self.stored_size += len(data)
 
 
+def following(windows: Generator[memoryview, int, None], whole: int) -> memoryview | None:
+    """The window after one whose first `whole` bytes are whole batches; it begins with the rest."""
+    try:
+        return windows.send(whole)
+    except StopIteration:
+        return None
+
+
 class SegmentReader:
     """Reads one segment piece by piece and proves it on the way; however large it is, in little memory."""
 
@@ -273,11 +281,47 @@ class SegmentReader:
             DamagedSegmentError: the object is not what the commit says. Offsets, counts, and what a
                 zstd frame holds are only known to be wrong when they are reached.
         """
-        entry = self._segment.entry
-        newest = entry.last_offset
-        batches = records = 0
-        last_offset = entry.first_offset - 1
-        left, wanted = entry.raw_size, PIECE_BYTES
+        newest = self._segment.entry.last_offset
+        batches = records = size = 0
+        last_offset = self._segment.entry.first_offset - 1
+        windows = self.windows()
+        try:
+            window = next(windows, None)
+            while window is not None:
+                end = 0
+                for start, header in walk(window):
+                    base_offset, length, _, _, checksum, _, last_delta, *_, count = header
+                    if base_offset <= last_offset or base_offset + last_delta > newest or not batches:
+                        self._check_offsets(header, last_offset, is_first=not batches)
+                    end = start + LOG_OVERHEAD + length
+                    if check_crc and crc32c.crc32c(window[start + CRC_START : end]) != checksum:
+                        self._damaged("crc", f"the batch at offset {base_offset} fails its CRC check")
+                    batches += 1
+                    records += count
+                    last_offset = base_offset + last_delta
+                    yield window[start:end], header
+                size += end
+                window = following(windows, end)
+        except UnsupportedMagicError as error:
+            self._damaged("unreadable", str(error))
+        except DamagedSegmentError:
+            raise
+        except DamagedError as error:
+            self._damaged("unreadable", str(error))
+        finally:
+            windows.close()
+        self.check_totals(size=size, batches=batches, records=records, last_offset=last_offset)
+
+    def windows(self) -> Generator[memoryview, int, None]:
+        """Yield the batches as they lie in the segment, as many at a time as a piece holds; see `following`.
+
+        The size and SHA-256 are proved, and a view stays valid, as with `batches`. Nothing else is checked:
+        the caller compares what it saw in all of them by `check_totals`.
+
+        Raises:
+            DamagedSegmentError: the object is not what the commit says, or ends inside a batch.
+        """
+        left, wanted = self._segment.entry.raw_size, PIECE_BYTES
         begun = memoryview(b"")  # a batch whose rest is not read yet
         try:
             with closing(self._open()) as reader:
@@ -287,43 +331,13 @@ class SegmentReader:
                     window[: len(begun)] = begun
                     fill(window[len(begun) :])
                     left -= len(window) - len(begun)
-                    end = 0
-                    for start, header in walk(window):
-                        base_offset, length, _, _, checksum, _, last_delta, *_, count = header
-                        if base_offset <= last_offset or base_offset + last_delta > newest or not batches:
-                            self._check_offsets(header, last_offset, is_first=not batches)
-                        end = start + LOG_OVERHEAD + length
-                        if check_crc and crc32c.crc32c(window[start + CRC_START : end]) != checksum:
-                            self._damaged("crc", f"the batch at offset {base_offset} fails its CRC check")
-                        batches += 1
-                        records += count
-                        last_offset = base_offset + last_delta
-                        yield window[start:end], header
-                    begun = window[end:]
+                    whole = yield window
+                    begun = window[whole:]
                     wanted = self._wanted(begun, left)
-        except UnsupportedMagicError as error:
-            self._damaged("unreadable", str(error))
         except DamagedSegmentError:
             raise
         except DamagedError as error:
             self._damaged("unreadable", str(error))
-        self.check_totals(size=entry.raw_size, batches=batches, records=records, last_offset=last_offset)
-
-    def raw(self) -> bytearray:
-        """Read the whole segment: the bytes of its batches, whose size and SHA-256 were proved.
-
-        Raises:
-            DamagedSegmentError: the object is not what the commit says.
-        """
-        data = bytearray(self._segment.entry.raw_size)
-        try:
-            with closing(self._open()) as reader:
-                self._filler(reader)(memoryview(data))
-        except DamagedSegmentError:
-            raise
-        except DamagedError as error:
-            self._damaged("unreadable", str(error))
-        return data
 
     def check_totals(self, *, size: int, batches: int, records: int, last_offset: int) -> None:
         """Compare what walking over the whole segment showed with what the commit says.
