@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import sys
 from collections.abc import Sequence
@@ -49,6 +50,8 @@ class Program(click.Group):
         self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any
     ) -> NoReturn:
         """Run a command line and exit with its code."""
+        if args is None:
+            gc.freeze()  # what is loaded stays; at the end, too, nobody looks for garbage in it
         arguments = list(sys.argv[1:] if args is None else args)
         session = Session(as_json="--json" in arguments)
 
