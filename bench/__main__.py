@@ -34,7 +34,7 @@ RANDOM = TopicKind(
     records=1_000_000,
     compression="none",
 )
-JSON = TopicKind(name="json-700", title="700 B JSON, zstd", values="json", records=1_500_000, codec="zstd")
+JSON = TopicKind(name="json-700", title="700 B JSON, zstd", values="json", records=3_000_000, codec="zstd")
 SMALL = TopicKind(
     name="small-100",
     title="100 B, lz4 in 16 KB batches",

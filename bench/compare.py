@@ -69,9 +69,9 @@ def compare(
     records: int,
     runs: int,
 ) -> Comparison:
-    """Run all sides in turn, `runs` times each."""
+    """Run all sides in turn, `runs` times each, after a round that warms everything up if there are several."""
     found: dict[str, list[Run]] = {side.name: [] for side in sides}
-    for number in range(runs):
+    for number in range(0 if runs > 1 else 1, runs + 1):
         for side in sides:
             settle()
             before = broker.cpu_seconds
@@ -80,6 +80,7 @@ def compare(
             finally:
                 used = broker.cpu_seconds - before
                 side.clean()
-            found[side.name].append(replace(measures, broker_cpu=used))
-            print(f"{name} {number + 1}/{runs}: {side.name}: {measures.wall:.2f} s", file=sys.stderr)
+            if number:
+                found[side.name].append(replace(measures, broker_cpu=used))
+            print(f"{name} {number}/{runs}: {side.name}: {measures.wall:.2f} s", file=sys.stderr)
     return Comparison(name=name, title=title, logical_bytes=logical_bytes, records=records, runs=found)
