@@ -368,6 +368,8 @@ def test_one_request_writes_to_several_partitions(kafka: KafkaCluster, cluster: 
     Risk: a result that is taken for another partition's, or one refused batch that takes the others with it.
     """
     topic = new_topic(kafka, 4)
+    # Right after its creation a partition may be known before its leader serves it.
+    cluster.list_offsets({(topic, n): LATEST for n in range(4)}, isolation="read_uncommitted")
     producer = TopicProducer(cluster, topic, cluster.leader(topic, topic_id(cluster, topic), 0)[0])
     broken = bytearray(encode_batch(values(1)))
     broken[-1] ^= 1
