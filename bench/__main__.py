@@ -73,15 +73,23 @@ class Bench:
     quick: bool
 
     def compare(
-        self, broker: Broker, name: str, title: str, topic: Topic | None, contestants: Sequence[sides.Side]
+        self,
+        broker: Broker,
+        name: str,
+        title: str,
+        topic: Topic | None,
+        contestants: Sequence[sides.Side],
+        *,
+        stored_bytes: int | None = None,
     ) -> None:
-        """Run a comparison, print and keep it."""
+        """Run a comparison, print and keep it; in bytes of a topic's values, or of a repository if given."""
         found = compare(
             broker,
             contestants,
             name=name,
             title=title,
-            logical_bytes=topic.logical_bytes if topic else 0,
+            logical_bytes=stored_bytes or (topic.logical_bytes if topic else 0),
+            of="stored bytes" if stored_bytes else "values",
             records=topic.records if topic else 0,
             runs=self.runs,
         )
@@ -128,7 +136,8 @@ def copy(bench: Bench, kind: TopicKind) -> None:
         ]
         bench.compare(broker, f"restore-{kind.name}", f"Restore: {kind.title}", topic, writers)
         provers = [sides.Verify(repository, records=topic.records), sides.Sha256Sum(repository)]
-        bench.compare(broker, f"verify-{kind.name}", f"Verify: {kind.title}", topic, provers)
+        title, stored = f"Verify: {kind.title}", repository.stored_bytes()
+        bench.compare(broker, f"verify-{kind.name}", title, topic, provers, stored_bytes=stored)
         repository.remove()
 
 

@@ -18,7 +18,8 @@ class Comparison:
     Attributes:
         name: of the work, for file names and the command line.
         title: for people.
-        logical_bytes: bytes of record values that each side moved.
+        logical_bytes: bytes that each side moved: of record values, or of a repository.
+        of: which of the two, for people.
         records: that each side moved.
         runs: of each side, in the order in which they ran.
     """
@@ -26,6 +27,7 @@ class Comparison:
     name: str
     title: str
     logical_bytes: int
+    of: str
     records: int
     runs: dict[str, list[Run]]
 
@@ -34,6 +36,7 @@ class Comparison:
         return {
             "title": self.title,
             "logical_bytes": self.logical_bytes,
+            "of": self.of,
             "records": self.records,
             "sides": {
                 name: {"runs": [asdict(each) for each in runs], **self._summary(runs)}
@@ -66,6 +69,7 @@ def compare(
     name: str,
     title: str,
     logical_bytes: int,
+    of: str,
     records: int,
     runs: int,
 ) -> Comparison:
@@ -83,4 +87,4 @@ def compare(
             if number:
                 found[side.name].append(replace(measures, broker_cpu=used))
             print(f"{name} {number}/{runs}: {side.name}: {measures.wall:.2f} s", file=sys.stderr)
-    return Comparison(name=name, title=title, logical_bytes=logical_bytes, records=records, runs=found)
+    return Comparison(name=name, title=title, logical_bytes=logical_bytes, of=of, records=records, runs=found)

@@ -19,7 +19,9 @@ def show(document: Mapping[str, Any], console: Console) -> None:
     """Print a comparison; the two last columns say how many times as much as our side another one takes."""
     title = document["title"]
     if document["records"]:
-        title += f". {document['records']:,} records, {document['logical_bytes'] / 1e9:.2f} GB of values"
+        title += (
+            f". {document['records']:,} records, {document['logical_bytes'] / 1e9:.2f} GB of {document['of']}"
+        )
     console.print(f"\n{title}")
     table = Table("")
     for column in _COLUMNS:
