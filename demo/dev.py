@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 import webbrowser
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import yaml
@@ -60,7 +61,12 @@ def write_config(path: Path, bootstrap_servers: str, repository: Path) -> None:
 def _dagster(home: Path, config: Path) -> Iterator[tuple["subprocess.Popen[bytes]", str]]:
     port = _port(3000)
     environment = {key: value for key, value in os.environ.items() if key != "DAGSTER_HOME"}
-    environment |= {"KAFKA_BACKUP_CONFIG": str(config), "DAGSTER_DISABLE_TELEMETRY": "1"}
+    yesterday = (datetime.now(UTC) - timedelta(days=1)).date().isoformat()
+    environment |= {
+        "KAFKA_BACKUP_CONFIG": str(config),
+        "KAFKA_BACKUP_START_DATE": yesterday,
+        "DAGSTER_DISABLE_TELEMETRY": "1",
+    }
     # It says that `dg dev` is the newer command; that one wants a project of its own kind.
     environment["PYTHONWARNINGS"] = "ignore"
     dagster = Path(sys.executable).with_name("dagster")

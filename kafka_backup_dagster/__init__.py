@@ -32,6 +32,7 @@ from kafka_backup_dagster.checks import (
     build_drill_check,
     build_kafka_backup_checks,
 )
+from kafka_backup_dagster.components.component import KafkaBackupComponent
 from kafka_backup_dagster.definitions import build_definitions
 from kafka_backup_dagster.jobs.drill import (
     DrillConfig,
@@ -55,6 +56,7 @@ __all__ = [
     "CheckLimits",
     "DrillConfig",
     "ExpireConfig",
+    "KafkaBackupComponent",
     "KafkaBackupResource",
     "KafkaBackupTranslator",
     "KafkaBackupTranslatorData",

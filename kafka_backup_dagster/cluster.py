@@ -1,13 +1,13 @@
 """Everything that belongs to one cluster, put together: what `build_definitions` and the component share."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from kafka_backup_dagster.assets.decorator import build_kafka_backup_assets
+from kafka_backup_dagster.assets.decorator import Execute, build_kafka_backup_assets
 from kafka_backup_dagster.assets.specs import (
     build_kafka_cluster_spec,
     build_kafka_restored_specs,
@@ -79,14 +79,15 @@ def cluster_definitions(
     partitions_def: dg.PartitionsDefinition | None,
     discovered: Sequence[str] = (),
     kafka_backup_translator: KafkaBackupTranslator | None = None,
-    limits: CheckLimits | None = None,
+    limits: Callable[[CheckLimits], CheckLimits] = lambda defaults: defaults,
     cron_schedule: str | None = None,
     automation: bool = True,
     allow_restore_requests: bool = False,
     op_name: str | None = None,
-    op_tags: dict[str, object] | None = None,
+    op_tags: Mapping[str, object] | None = None,
     pool: str | None = None,
     backfill_policy: dg.BackfillPolicy | None = None,
+    execute: Execute | None = None,
 ) -> dg.Definitions:
     """Return assets, checks, jobs, schedule and sensors of one cluster; the resource is the caller's.
 
@@ -97,7 +98,7 @@ def cluster_definitions(
         partitions_def: the windows.
         discovered: topics that the patterns are known to match: each gets an asset of its own.
         kafka_backup_translator: makes the specs of the backups.
-        limits: what the checks allow; by default two windows of age.
+        limits: makes what the checks allow of the defaults: a recovery point two windows old.
         cron_schedule: when to back up where there are no windows.
         automation: whether schedule and sensors run without being switched on.
         allow_restore_requests: whether restore requests may be executed, not only planned.
@@ -105,6 +106,7 @@ def cluster_definitions(
         op_tags: of the same.
         pool: of the same.
         backfill_policy: of the same.
+        execute: its body.
     """
     from kafka_backup.selection import TopicSelection
 
@@ -128,9 +130,10 @@ def cluster_definitions(
         op_tags=op_tags,
         pool=pool,
         resource_key=names.resource,
+        execute=execute,
     )
     specs = [spec for shard in backups for spec in shard.specs]
-    allowed = limits or _limits_for(backups)
+    allowed = limits(_limits_for(backups))
     job = build_kafka_backup_job(backups, name=names.resource)
     restore = build_restore_job(name=names.restore, cluster_name=cluster_name, resource_key=names.resource)
     drill = build_restore_drill_job(

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from kafka_backup import EngineConfig
 
 CONFIG_VARIABLE = "KAFKA_BACKUP_CONFIG"
+START_DATE_VARIABLE = "KAFKA_BACKUP_START_DATE"
 DEFAULT_CONFIG = "kafka-backup.yaml"
 
 
@@ -70,7 +71,7 @@ def build_definitions(
         cluster_name=cluster_name,
         partitions_def=partitions_def if start_date is None else hourly_windows(start_date),
         kafka_backup_translator=kafka_backup_translator,
-        limits=limits,
+        limits=lambda defaults: limits or defaults,
         automation=automation,
     )
     return dg.Definitions.merge(
@@ -80,7 +81,10 @@ def build_definitions(
 
 @dg.definitions
 def defs() -> dg.Definitions:
-    """Return the definitions of ``$KAFKA_BACKUP_CONFIG``, else of ``kafka-backup.yaml`` if it is here."""
+    """Return the definitions of ``$KAFKA_BACKUP_CONFIG``, else of ``kafka-backup.yaml`` if it is here.
+
+    ``$KAFKA_BACKUP_START_DATE`` is the day of the first backup; see `build_definitions`.
+    """
     named = os.environ.get(CONFIG_VARIABLE)
     if named is None and not Path(DEFAULT_CONFIG).exists():
         dg.get_dagster_logger().warning(
@@ -88,4 +92,4 @@ def defs() -> dg.Definitions:
             "nothing to show; write one (README, Configuration), or type `make dev` for a cluster to try"
         )
         return dg.Definitions()
-    return build_definitions(named or DEFAULT_CONFIG)
+    return build_definitions(named or DEFAULT_CONFIG, start_date=os.environ.get(START_DATE_VARIABLE))

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import dagster as dg
 
@@ -10,6 +10,11 @@ from kafka_backup_dagster.assets.specs import build_kafka_backup_asset_specs, is
 from kafka_backup_dagster.assets.translator import KafkaBackupTranslator
 from kafka_backup_dagster.assets.windows import HOURLY, check_windows
 
+if TYPE_CHECKING:
+    from kafka_backup_dagster.resources.resource import KafkaBackupResource
+
+Execute: TypeAlias = Callable[[dg.AssetExecutionContext, Any], Iterator[dg.MaterializeResult[None]]]
+"""The body of a multi-asset, given the `KafkaBackupResource`."""
 MAX_TOPICS = 100
 """Assets of one op: the time that Dagster itself needs for a run grows with their square (4 s for 100)."""
 
@@ -102,6 +107,7 @@ def build_kafka_backup_assets(
     pool: str | None = None,
     hooks: Set[dg.HookDefinition] | None = None,
     resource_key: str = "kafka_backup",
+    execute: Execute | None = None,
     max_topics: int = MAX_TOPICS,
 ) -> Sequence[dg.AssetsDefinition]:
     """Make the assets of any number of topics: as few multi-assets (shards) as it takes.
@@ -124,6 +130,7 @@ def build_kafka_backup_assets(
         pool: the concurrency pool of each op.
         hooks: of each op.
         resource_key: of the `KafkaBackupResource`.
+        execute: the body; by default `KafkaBackupResource.run`.
         max_topics: assets in one shard.
 
     Raises:
@@ -139,7 +146,8 @@ def build_kafka_backup_assets(
     shards = _shards(specs, max_topics)
 
     def body(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[None]]:
-        yield from getattr(context.resources, resource_key).run(context)
+        resource: KafkaBackupResource = getattr(context.resources, resource_key)
+        yield from resource.run(context) if execute is None else execute(context, resource)
 
     return [
         _multi_asset(

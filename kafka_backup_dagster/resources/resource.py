@@ -86,6 +86,13 @@ class KafkaBackupResource(dg.ConfigurableResource["KafkaBackupResource"]):
     max_concurrent_partitions: int = Field(
         default=8, description="Partitions fetched or restored at the same time."
     )
+    max_bytes_per_second: int | None = Field(
+        default=None, description="What a capture fetches at most, all partitions together."
+    )
+    start: int | None = Field(
+        default=None,
+        description="Time (ms) at which partitions begin that were never captured; by default their log start.",
+    )
     location_name: str | None = Field(
         default=None,
         description="Code location that has the restore job, for links; by default the one of the run.",
@@ -144,6 +151,8 @@ class KafkaBackupResource(dg.ConfigurableResource["KafkaBackupResource"]):
             compression=config.backup.compression,
             segment_bytes=config.backup.segment_bytes,
             max_concurrent_partitions=config.backup.max_concurrent_partitions,
+            max_bytes_per_second=config.backup.max_bytes_per_second,
+            start=config.backup.start,
             location_name=location_name,
             restore_job_name=restore_job_name,
         )
@@ -186,6 +195,8 @@ class KafkaBackupResource(dg.ConfigurableResource["KafkaBackupResource"]):
                 "compression": self.compression,
                 "segment_bytes": self.segment_bytes,
                 "max_concurrent_partitions": self.max_concurrent_partitions,
+                "max_bytes_per_second": self.max_bytes_per_second,
+                "start": self.start,
             },
         }
         if self.target_bootstrap_servers is not None:

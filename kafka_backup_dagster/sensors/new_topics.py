@@ -79,7 +79,10 @@ def build_new_topics_sensor(
                 reason = f"{reason}; captured as soon as the run that is at work has ended"
                 continue
             request = dg.RunRequest(
-                run_key=f"new-topics-{int(now.timestamp())}", asset_selection=[key], partition_key=window
+                run_key=f"new-topics-{int(now.timestamp())}",
+                asset_selection=[key],
+                asset_check_keys=[],
+                partition_key=window,
             )
         return dg.SensorResult(
             run_requests=[request] if request is not None else None,

@@ -97,6 +97,7 @@ def _request(
     return dg.RunRequest(
         run_key=f"time-to-loss-{int(now.timestamp()) // _TRY_AGAIN_SECONDS}",
         asset_selection=list(keys),
+        asset_check_keys=[],
         partition_key=window,
         tags={"dagster/priority": "5"},
     )

@@ -1,0 +1,1 @@
+"""Components: backups from a YAML file alone."""
