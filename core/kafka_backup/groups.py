@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from kafka_backup.config import BackupConfig
 from kafka_backup.errors import ConfigurationError, DamagedError, RefusedError
+from kafka_backup.group_history import GroupHistory, history_at
 from kafka_backup.group_snapshot import TakenSnapshot, take_snapshot
 from kafka_backup.kafka.cluster import Cluster
 from kafka_backup.offset_automation import (
@@ -14,6 +15,7 @@ from kafka_backup.offset_automation import (
     Restored,
     SavedPositions,
     find_open,
+    historic_positions,
     make_plan,
     run_reset,
     saved_positions,
@@ -147,6 +149,24 @@ class Groups:
             snapshot_id = ids[-1]
         return self._groups().snapshot(snapshot_id)
 
+    def history(
+        self, at_ms: int, groups: Sequence[str] | None = None, *, stop: StopToken | None = None
+    ) -> GroupHistory:
+        """Say where groups were at a time in the past; needs no cluster.
+
+        Args:
+            at_ms: when, by the clock of the group coordinators, ms.
+            groups: filters of groups instead of the configured ones.
+            stop: ends it with CancelledError.
+
+        Raises:
+            ConfigurationError: ``__consumer_offsets`` was not captured, or not up to that time.
+            DamagedError: a segment is not what its commit says.
+        """
+        selection = self._settings.group_selection if groups is None else GroupSelection.parse(groups)
+        repository = Repository.open(self._store, cluster_id=None, create=False)
+        return history_at(at_ms, selection, repository=repository, stop=stop or StopToken())
+
     def plan_reset(self, request: ResetRequest, *, stop: StopToken | None = None) -> PlannedReset:
         """Say where a reset would put consumer groups, and everything that forbids it. Changes nothing.
 
@@ -167,7 +187,7 @@ class Groups:
         interrupted = find_open(request, cluster_id, GroupStore(repository.store))
         if interrupted is not None:
             return PlannedReset(plan=interrupted, is_continued=True)
-        saved = self._saved_positions(request, repository, cluster_id)
+        saved = self._saved_positions(request, repository, cluster_id, stop or StopToken())
         return PlannedReset(plan=make_plan(request, cluster=cluster, saved=saved), is_continued=False)
 
     def reset(self, plan: ResetPlan, *, stop: StopToken | None = None) -> ResetReport:
@@ -222,7 +242,7 @@ class Groups:
             return Repository.open(self._store, cluster_id=cluster_id, create=True)
 
     def _saved_positions(
-        self, request: ResetRequest, repository: Repository, cluster_id: str
+        self, request: ResetRequest, repository: Repository, cluster_id: str, stop: StopToken
     ) -> SavedPositions | None:
         restored = None if request.restore_id is None else load_restored(request.restore_id, repository)
         if restored is not None and restored.cluster_id != cluster_id:
@@ -230,6 +250,11 @@ class Groups:
                 f"restore {request.restore_id} wrote to cluster {restored.cluster_id}, the configured target is "
                 f"{cluster_id}"
             )
+        if request.at_ms is not None:
+            self._refuse_other_cluster(repository, cluster_id, restored)
+            selection = GroupSelection.parse(request.groups)
+            history = history_at(request.at_ms, selection, repository=repository, stop=stop)
+            return historic_positions(history, restored=restored)
         if request.snapshot_id is None:
             return None
         snapshot = GroupStore(repository.store).snapshot(request.snapshot_id)
@@ -239,6 +264,15 @@ class Groups:
                 "its positions mean something else there. After a restore, name it with --restore"
             )
         return saved_positions(snapshot, restored=restored)
+
+    def _refuse_other_cluster(
+        self, repository: Repository, cluster_id: str, restored: Restored | None
+    ) -> None:
+        if restored is None and repository.document.cluster_id != cluster_id:
+            raise RefusedError(
+                f"the history is of cluster {repository.document.cluster_id}, not of {cluster_id}; its positions mean "
+                "something else there. After a restore, name it with --restore"
+            )
 
     def _groups(self) -> GroupStore:
         return GroupStore(Repository.open(self._store, cluster_id=None, create=False).store)

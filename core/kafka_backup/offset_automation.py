@@ -24,6 +24,7 @@ from kafka_backup.errors import (
     UnreachableError,
     WriterConflictError,
 )
+from kafka_backup.group_history import GroupHistory
 from kafka_backup.group_snapshot import missing_rights
 from kafka_backup.kafka.cluster import EARLIEST, LATEST, Cluster, OffsetAnswer, Partition
 from kafka_backup.kafka.groups import CommittedOffset, GroupClient, GroupOffsets, ListedGroup
@@ -66,6 +67,7 @@ from kafka_backup.repository.group_store import OPEN_STATES, GroupStore, ResetFo
 from kafka_backup.restore_findings import NOT_AUTHORIZED
 from kafka_backup.restore_plan import renamed
 from kafka_backup.selection import FilterKind, GroupSelection, TopicSelection
+from kafka_backup.times import format_time
 
 _NOT_FOUND = -1
 """What ListOffsets answers for a time after the last record."""
@@ -125,6 +127,25 @@ def saved_positions(snapshot: GroupSnapshot, *, restored: Restored | None = None
         unreadable={group.group: group.detail or "" for group in snapshot.failed},
         share=frozenset(group.group for group in snapshot.groups if group.status == "unsupported"),
         incomplete=snapshot.incomplete,
+        restored=restored,
+    )
+
+
+def historic_positions(history: GroupHistory, *, restored: Restored | None = None) -> SavedPositions:
+    """Return the positions of a time in the past as a reset wants them; a doubtful one cannot be gone to."""
+    return SavedPositions(
+        where=f"the history at {format_time(history.at_ms)}",
+        groups=frozenset(history.groups),
+        states=[position.state for found in history.groups.values() for position in found],
+        topics=history.topics,
+        unreadable={
+            group: position.doubt
+            for group, found in history.groups.items()
+            for position in found
+            if position.doubt is not None
+        },
+        share=frozenset(),
+        incomplete=history.doubts,
         restored=restored,
     )
 

@@ -23,6 +23,7 @@ from kafka_backup.kafka.fetch import (
     OffsetOutOfRangeError,
     PartitionFetcher,
 )
+from kafka_backup.kafka.groups import OFFSETS_TOPIC
 from kafka_backup.pace import Pace
 from kafka_backup.progress import StopToken
 from kafka_backup.records.aborted import AbortedFilter
@@ -314,7 +315,9 @@ class PartitionCapture:
             present = self._account_gapped(fetched, position, header, first)
         if header.is_control:
             tally.control += present
-        elif is_aborted:
+            # From a marker's time on, what a transaction committed for groups is true (`group_history`).
+            return present > 0 and self._work.topic == OFFSETS_TOPIC
+        if is_aborted:
             tally.aborted += present
         else:
             tally.records += present

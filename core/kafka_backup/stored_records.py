@@ -49,7 +49,7 @@ class StoredPartition:
             if segment.end <= offset:
                 continue
             for data, header in SegmentReader(self.store, segment).batches(check_crc=True):
-                if header.last_offset < max(offset, segment.start):
+                if header.is_control or header.last_offset < max(offset, segment.start):
                     continue
                 kind: Literal["CreateTime", "LogAppendTime"] = (
                     "LogAppendTime" if header.is_log_append_time else "CreateTime"

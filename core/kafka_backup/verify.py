@@ -557,6 +557,8 @@ def _read(
 
 def _records_inside(part: PartitionRange, batch: memoryview, header: BatchHeader) -> int:
     """Records of a batch that the range accounts for: a batch may begin below it, or in a lost span."""
+    if header.is_control:
+        return 0
     whole = header.base_offset >= part.start and header.last_offset < part.end
     if whole and not any(s.start <= header.last_offset and header.base_offset < s.end for s in part.lost):
         return header.record_count

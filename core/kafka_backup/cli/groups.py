@@ -9,11 +9,16 @@ import click
 
 from kafka_backup.cli.answers import Document, worst_of
 from kafka_backup.cli.commands import main
-from kafka_backup.cli.options import Parsed, as_json, groups_option, topics_option
+from kafka_backup.cli.options import TIME, Parsed, as_json, groups_option, topics_option
 from kafka_backup.cli.session import EXIT_OK, Session
-from kafka_backup.cli.tables import group_snapshots, moves, positions
+from kafka_backup.cli.tables import group_snapshots, history_table, moves, positions
 from kafka_backup.engine import Engine
-from kafka_backup.errors import AuthorizationError, ConfigurationError, KafkaBackupError
+from kafka_backup.errors import (
+    AuthorizationError,
+    ConfigurationError,
+    DamagedError,
+    KafkaBackupError,
+)
 from kafka_backup.groups import PlannedReset
 from kafka_backup.offset_automation import ResetReport, error_of
 from kafka_backup.offset_rollback import RollbackPlan
@@ -99,11 +104,22 @@ def list_snapshots(session: Session) -> int:
 @groups.command()
 @groups_option
 @click.option("--snapshot", "snapshot_id", metavar="ID", help="This snapshot instead of the newest.")
+@click.option(
+    "--at",
+    "at_ms",
+    type=TIME,
+    metavar="T",
+    help="Where the groups were at this time, from the captured history (__consumer_offsets).",
+)
 @as_json
 @click.pass_obj
-def show(session: Session, groups: tuple[str, ...], snapshot_id: str | None) -> int:
-    """Show the positions that a group snapshot holds."""
+def show(session: Session, groups: tuple[str, ...], snapshot_id: str | None, at_ms: int | None) -> int:
+    """Show the positions that a group snapshot holds, or those of any moment in the captured history."""
     session.document = {"snapshot": snapshot_id, "groups": []}
+    if at_ms is not None:
+        if snapshot_id is not None:
+            raise click.UsageError("name either --snapshot or --at")
+        return _show_history(session, groups, at_ms)
     found = session.run(lambda engine, _stop: engine.groups.saved(snapshot_id))
     chosen = found
     if groups:
@@ -122,6 +138,13 @@ def show(session: Session, groups: tuple[str, ...], snapshot_id: str | None) -> 
 @groups_option
 @topics_option
 @click.option("--snapshot", "snapshot_id", metavar="ID", help="To the positions in this group snapshot.")
+@click.option(
+    "--at",
+    "at_ms",
+    type=TIME,
+    metavar="T",
+    help="To where the groups were at this time, from the captured history (__consumer_offsets).",
+)
 @click.option(
     "--restore",
     "restore_id",
@@ -150,10 +173,12 @@ def reset(
     session.document = {"status": None, "rollback": None, "groups": [], "problems": []}
     if not groups:
         raise click.UsageError("Missing option '--group' (write --group '*' for all).")
-    if (options["snapshot_id"] is None) == (to is None):
-        raise click.UsageError("name either --snapshot or --to")
+    if sum(given is not None for given in (options["snapshot_id"], options["at_ms"], to)) != 1:
+        raise click.UsageError("name one of --snapshot, --at and --to")
     if to is not None and options["restore_id"] is not None:
-        raise click.UsageError("--restore translates saved positions: it goes with --snapshot, not with --to")
+        raise click.UsageError(
+            "--restore translates saved positions: it goes with --snapshot or --at, not with --to"
+        )
     request = ResetRequest(groups=groups, **options, **(to or {}))
 
     def work(engine: Engine, stop: StopToken) -> tuple[PlannedReset, ResetReport | None]:
@@ -310,6 +335,44 @@ def _planned_rollback(plan: RollbackPlan) -> Document:
         "removed_groups": list(plan.deletes),
         "problems": [],
     }
+
+
+def _show_history(session: Session, groups: tuple[str, ...], at_ms: int) -> int:
+    history = session.run(lambda engine, stop: engine.groups.history(at_ms, groups or None, stop=stop))
+    if missing := GroupSelection.parse(groups).missing(history.groups):
+        raise ConfigurationError(f"group {missing[0]!r} had no position at {format_time(at_ms)}")
+    document: Document = {
+        "snapshot": None,
+        "at": format_time(history.at_ms),
+        "capture": history.capture_id,
+        "status": "exact",
+        "doubts": list(history.doubts),
+        "groups": [
+            {
+                "group": group,
+                "offsets": [
+                    {
+                        "topic": position.state.topic,
+                        "topic_id": position.state.topic_id,
+                        "partition": position.state.partition,
+                        "offset": position.state.committed_offset,
+                        "leader_epoch": position.state.leader_epoch,
+                        "metadata": position.state.metadata,
+                        "committed_at": format_time(position.state.timestamp),
+                        "doubt": position.doubt,
+                    }
+                    for position in found
+                ],
+            }
+            for group, found in history.groups.items()
+        ],
+    }
+    doubts = [p.doubt for found in history.groups.values() for p in found if p.doubt is not None]
+    doubts += history.doubts
+    if doubts:
+        document["status"] = "doubtful"
+    session.answer(document, history_table(document))
+    return _complain(session, [DamagedError(doubt) for doubt in doubts])
 
 
 def _snapshot(found: GroupSnapshot) -> Document:

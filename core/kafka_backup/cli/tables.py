@@ -355,6 +355,25 @@ def positions(document: Document) -> Table:
     return table
 
 
+def history_table(document: Document) -> Table:
+    """Show the answer to ``groups show --at``."""
+    table = _table(
+        f"consumer groups at {document['at']}: {document['status']}",
+        *("group", "topic", "#partition", "#next offset", "committed", "remark"),
+    )
+    for group in document["groups"]:
+        for offset in group["offsets"]:
+            table.add_row(
+                _visible(group["group"]),
+                offset["topic"],
+                str(offset["partition"]),
+                str(offset["offset"]),
+                offset["committed_at"],
+                offset["doubt"] or "",
+            )
+    return table
+
+
 def group_snapshots(document: Document) -> tuple[Table, Table]:
     """Show the answer to ``groups list``."""
     table = _table("group snapshots", "snapshot")

@@ -1,4 +1,4 @@
-"""Zigzag varints as Kafka writes them in records (``org.apache.kafka.common.utils.ByteUtils``).
+"""Varints as Kafka writes them: zigzag in records (``org.apache.kafka.common.utils.ByteUtils``).
 
 Seven bits a byte, least significant first, the high bit set on all bytes but the last; the zigzag form
 puts the sign in the lowest bit. 32-bit values take at most five bytes, 64-bit values ten. Forms longer than
@@ -53,6 +53,24 @@ def read_varint(data: Buffer, position: int, bits: int = INT32_BITS) -> tuple[in
     if result >> bits:
         raise DamagedError(f"the number that ends at byte {position} does not fit in {bits} bits")
     return (result >> 1) ^ -(result & 1), position
+
+
+def read_unsigned_varint(data: Buffer, position: int) -> tuple[int, int]:
+    """Decodes the UNSIGNED_VARINT of compact types (KIP-482) at ``position``; at most five bytes.
+
+    Raises:
+        DamagedError: cut off, or too long.
+    """
+    result = 0
+    for shift in range(0, 35, 7):
+        if position >= len(data):
+            raise DamagedError(f"a number is cut off at byte {position}")
+        byte = data[position]
+        position += 1
+        result |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return result, position
+    raise DamagedError(f"the number that ends at byte {position} is too long")
 
 
 def wrap_int64(value: int) -> int:

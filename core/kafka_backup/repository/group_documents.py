@@ -135,12 +135,13 @@ def _decompressed(data: bytes, key: str) -> bytes:
 class ResetRequest(Part):
     """Where somebody wants consumer groups to be.
 
-    Exactly one of `snapshot_id` and `to` says where from.
+    Exactly one of `snapshot_id`, `at_ms` and `to` says where to.
 
     Attributes:
         groups: filters of groups.
         topics: filters of topics, by their names in the source; empty means all.
         snapshot_id: to the positions in this group snapshot.
+        at_ms: to the positions that the groups had at this time, from the captured history.
         restore_id: the positions are of what this restore read, and go to where it put that.
         to: ``earliest``, ``latest``, ``offset`` or ``time``.
         to_offset: with ``offset``: this one, in each partition.
@@ -153,6 +154,7 @@ class ResetRequest(Part):
     groups: tuple[str, ...]
     topics: tuple[str, ...] = ()
     snapshot_id: Identifier | None = None
+    at_ms: Milliseconds | None = None
     restore_id: Identifier | None = None
     to: Literal["earliest", "latest", "offset", "time"] | None = None
     to_offset: Count | None = None
@@ -163,8 +165,8 @@ class ResetRequest(Part):
 
     @model_validator(mode="after")
     def _says_where_to(self) -> Self:
-        if (self.snapshot_id is None) == (self.to is None):
-            raise ValueError("name either a snapshot, or an offset or time to go to")
+        if sum(given is not None for given in (self.snapshot_id, self.at_ms, self.to)) != 1:
+            raise ValueError("name one of a snapshot, a time of the history, and an offset or time to go to")
         if (self.to == "offset") != (self.to_offset is not None) or (self.to == "time") != (
             self.to_ms is not None
         ):

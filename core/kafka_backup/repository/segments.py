@@ -19,6 +19,7 @@ from kafka_backup.errors import DamagedError
 from kafka_backup.records import Buffer
 from kafka_backup.records.batch import (
     CODEC_MASK,
+    CONTROL_BIT,
     CRC_START,
     HEADER_SIZE,
     LOG_OVERHEAD,
@@ -178,7 +179,8 @@ class SegmentWriter:
             last_offset = base_offset + last_delta
             length += LOG_OVERHEAD
             size += length
-            records += count
+            if not attributes & CONTROL_BIT:
+                records += count
             if newest > max_timestamp:
                 max_timestamp = newest
             if length > largest:
@@ -290,14 +292,15 @@ class SegmentReader:
             while window is not None:
                 end = 0
                 for start, header in walk(window):
-                    base_offset, length, _, _, checksum, _, last_delta, *_, count = header
+                    base_offset, length, _, _, checksum, attributes, last_delta, *_, count = header
                     if base_offset <= last_offset or base_offset + last_delta > newest or not batches:
                         self._check_offsets(header, last_offset, is_first=not batches)
                     end = start + LOG_OVERHEAD + length
                     if check_crc and crc32c.crc32c(window[start + CRC_START : end]) != checksum:
                         self._damaged("crc", f"the batch at offset {base_offset} fails its CRC check")
                     batches += 1
-                    records += count
+                    if not attributes & CONTROL_BIT:
+                        records += count
                     last_offset = base_offset + last_delta
                     yield window[start:end], header
                 size += end
