@@ -44,6 +44,23 @@ def fill(kafka: KafkaCluster, topic: str, *, megabytes: int) -> None:
         produce(kafka.bootstrap_servers, topic, values, partition=partition)
 
 
+def capture_freely(shell: Shell, kafka: KafkaCluster, topic: str, **more: object) -> None:
+    """Captures of `topic` take as little time as they can."""
+    shell.configure(
+        kafka.bootstrap_servers,
+        retry_seconds=30,
+        topics=[topic],
+        segment_bytes="1MiB",
+        compression="none",
+        **more,
+    )
+
+
+def capture_slowly(shell: Shell, kafka: KafkaCluster, topic: str) -> None:
+    """Captures take seconds: what is to be struck in the middle must not have ended before."""
+    capture_freely(shell, kafka, topic, max_bytes_per_second="4MiB")
+
+
 def start_often(shell: Shell, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", _OFTEN, *arguments],
@@ -77,9 +94,7 @@ def test_killed_at_any_moment(kafka: KafkaCluster, shell: Shell) -> None:
     """
     topic = new_topic(kafka, 2)
     fill(kafka, topic, megabytes=12)
-    shell.configure(
-        kafka.bootstrap_servers, retry_seconds=30, topics=[topic], segment_bytes="1MiB", compression="none"
-    )
+    capture_slowly(shell, kafka, topic)
     kills = 0
     for more in (0, 1, 2, 3, 5, 8, 11, 14):
         # Temporary files count too: some of the kills come in the middle of a write.
@@ -96,6 +111,7 @@ def test_killed_at_any_moment(kafka: KafkaCluster, shell: Shell) -> None:
         if (shell.repository / "repository.json").exists():
             assert shell.json("verify", "--level", "data")["status"] == "ok"
     assert kills >= 5
+    capture_freely(shell, kafka, topic)
     assert [path for path in shell.files() if path.name.startswith("tmp~")]
     shell.json("backup")
     accounts_for_everything(shell, topic, {0: 120, 1: 120})
@@ -116,17 +132,17 @@ def test_a_frozen_capture_wakes_up_too_late(kafka: KafkaCluster, shell: Shell, m
     Both could commit the same records, or a commit name segments that were swept away.
     """
     topic = new_topic(kafka, 2)
-    shell.configure(
-        kafka.bootstrap_servers, retry_seconds=30, topics=[topic], segment_bytes="1MiB", compression="none"
-    )
+    capture_freely(shell, kafka, topic)
     produce(kafka.bootstrap_servers, topic, [NewRecord(b"first", None)])
     shell.json("backup")
     fill(kafka, topic, megabytes=8)
     known = len(shell.segments())
+    capture_slowly(shell, kafka, topic)
     with shell.start("backup", "--json") as process:
         wait_for(lambda: len(shell.segments()) > known, 60, "the first segment")
         process.send_signal(signal.SIGSTOP)
         try:
+            capture_freely(shell, kafka, topic)
             if meanwhile == "backup":
                 assert shell.json("backup")["status"] == "complete"
             else:
