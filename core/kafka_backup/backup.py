@@ -647,8 +647,9 @@ class _Capture:
     def _fetch(self, state: PartitionState, work: PartitionWork) -> None:
         """Fetch and store one partition as far as its leader lets us."""
 
-        def on_bytes(position: int, raw_bytes: int) -> None:
+        def on_response(position: int, records: int, raw_bytes: int) -> None:
             state.position = position
+            state.records += records
             state.raw_bytes += raw_bytes
 
         capture = PartitionCapture(
@@ -659,7 +660,7 @@ class _Capture:
             segment_bytes=self._settings.segment_bytes,
             retry_seconds=min(self._retry_seconds, _PATIENCE_SECONDS),
             stop=self._stop,
-            on_bytes=on_bytes,
+            on_response=on_response,
             pace=self._pace,
             fetch_bytes=self._fetch_bytes,
         )
@@ -727,9 +728,11 @@ class _Capture:
 
     def _progress(self, topic: TopicState) -> BackupProgress:
         return BackupProgress(
+            capture=self.id,
             topic=topic.name,
             offsets_done=topic.offsets_done,
             offsets_total=topic.offsets_total,
+            records=topic.records,
             raw_bytes=topic.raw_bytes,
             seconds=time.monotonic() - topic.began,
         )

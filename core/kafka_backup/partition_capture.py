@@ -78,6 +78,8 @@ class CapturedRange:
 
     def extend(self, other: CapturedRange) -> None:
         """Append the piece that follows this one."""
+        if other.start != self.end:
+            raise ValueError(f"a piece that begins at {other.start} cannot follow offset {self.end}")
         self.end = other.end
         self.leader_epoch = other.leader_epoch
         self.ledger += other.ledger
@@ -124,7 +126,7 @@ class PartitionCapture:
         segment_bytes: int,
         retry_seconds: float,
         stop: StopToken,
-        on_bytes: Callable[[int, int], None],
+        on_response: Callable[[int, int, int], None],
         pace: Pace | None = None,
         fetch_bytes: int = FETCH_BYTES,
     ) -> None:
@@ -138,7 +140,7 @@ class PartitionCapture:
             segment_bytes: raw bytes at which a segment is closed.
             retry_seconds: how long fetching may make no progress.
             stop: ends the capture with CancelledError.
-            on_bytes: told (position, raw bytes of record batches kept) after each response.
+            on_response: told (position, records kept, their raw bytes) after each response.
             pace: of what is fetched, in bytes.
             fetch_bytes: asked for at a time.
         """
@@ -149,7 +151,7 @@ class PartitionCapture:
         self._segment_bytes = segment_bytes
         self._retry_seconds = retry_seconds
         self._stop = stop
-        self._on_bytes = on_bytes
+        self._on_response = on_response
         self._pace = pace
         self._fetch_bytes = min(fetch_bytes, segment_bytes)
         self._position = work.known.end
@@ -215,6 +217,7 @@ class PartitionCapture:
             check_stop=self._stop.check,
             max_bytes=self._fetch_bytes,
             check_leader=self._check_leader,
+            check_replica=self._check_replica,
             pace=None if self._pace is None else self._pace.take,
         )
 
@@ -222,20 +225,38 @@ class PartitionCapture:
         """A new leader must have all that is captured up to here, before anything is read from it."""
         if leader_epoch == self._leader_epoch:
             return
+        known = Known(end=self._position, epochs=self._epochs, leader_epoch=self._leader_epoch)
+        common = self._common_end(known, leader_epoch)
+        if common < self._position:
+            raise LogCutBackError(
+                f"{self._work.name}: the log of its new leader (epoch {leader_epoch}) is another one from offset "
+                f"{common} on, and {self._position} was reached; an unclean leader election cut it back"
+            )
+        self._leader_epoch = leader_epoch
+
+    def _check_replica(self, batches: Sequence[BatchHeader]) -> bool:
+        """The leader must have what a replica sent: after an unclean election one may be slow to cut its log."""
+        epochs = list(self._epochs)
+        for header in batches:
+            epoch = header.partition_leader_epoch
+            if epochs and epoch < epochs[-1].epoch:
+                return False
+            if not epochs or epochs[-1].epoch < epoch:
+                epochs.append(LeaderEpoch(epoch=epoch, start_offset=max(header.base_offset, self._position)))
+        end = batches[-1].next_offset
+        known = Known(end=end, epochs=epochs, leader_epoch=epochs[-1].epoch)
+        return self._common_end(known, self._leader_epoch) >= end
+
+    def _common_end(self, known: Known, leader_epoch: int) -> int:
+        """Up to which offset the leader of this epoch has what is known."""
         work = self._work
         key = (work.topic, work.partition)
-        known = Known(end=self._position, epochs=self._epochs, leader_epoch=self._leader_epoch)
         found = common_ends(self._cluster, {key: known.history}, deadline=self._retry_seconds)[key]
         if isinstance(found, KafkaBackupError):
             raise found
         if found.leader_epoch != leader_epoch:
             raise UnreachableError(f"{work.name}: its leader changed while it was asked")
-        if found.offset < self._position:
-            raise LogCutBackError(
-                f"{work.name}: the log of its new leader (epoch {leader_epoch}) is another one from offset "
-                f"{found.offset} on, and {self._position} was reached; an unclean leader election cut it back"
-            )
-        self._leader_epoch = leader_epoch
+        return found.offset
 
     def _take(self, fetched: FetchedPartition) -> None:
         """Account for one fetch response and store what must be kept of it."""
@@ -247,6 +268,7 @@ class PartitionCapture:
         gaps: list[tuple[int, int]] = []
         run: list[BatchHeader] = []
         run_start = run_end = kept_bytes = 0
+        records_before = self._tally.records
         past_the_end = False
         for position, header in fetched.batches:
             base_offset, length, its_epoch, _, checksum, attributes, last_delta, *_, count = header
@@ -300,7 +322,7 @@ class PartitionCapture:
             gaps.append((self._position, work.end))
             self._position = work.end
         self._explain(gaps, fetched)
-        self._on_bytes(self._position, kept_bytes)
+        self._on_response(self._position, self._tally.records - records_before, kept_bytes)
 
     def _account(
         self, fetched: FetchedPartition, position: int, header: BatchHeader, aborted: AbortedFilter | None

@@ -208,13 +208,31 @@ class TopicMissing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackupProgress:
-    """How far one topic of a running capture is. Offsets are counts over all its partitions."""
+    """How far one topic of a running capture is. Offsets are counts over all its partitions.
 
+    Attributes:
+        records: kept by now; control and aborted records and gaps are offsets, not records.
+        raw_bytes: of the record batches kept by now.
+        seconds: since the capture began to fetch this topic.
+    """
+
+    capture: str
     topic: str
     offsets_done: int
     offsets_total: int
+    records: int
     raw_bytes: int
     seconds: float
+
+    @property
+    def lag(self) -> int:
+        """Offsets that are still to be read."""
+        return self.offsets_total - self.offsets_done
+
+    @property
+    def bytes_per_second(self) -> float:
+        """Of the record batches kept."""
+        return self.raw_bytes / self.seconds if self.seconds > 0 else 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

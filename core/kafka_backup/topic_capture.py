@@ -39,7 +39,8 @@ class PartitionState:
         next_index: counter ``k`` of its next segment.
         trouble_since: when its first failure was that was not followed by progress (monotonic seconds).
         attempts: failures since then, and `ask_at`, when to try again.
-        first, position: where this capture began, and how far it has read; `raw_bytes`, what it kept.
+        first, position: where this capture began, and how far it has read; `records` and `raw_bytes`, what
+            it kept of that.
     """
 
     number: int
@@ -56,6 +57,7 @@ class PartitionState:
     ask_at: float = 0.0
     first: int = 0
     position: int = 0
+    records: int = 0
     raw_bytes: int = 0
 
     @property
@@ -202,6 +204,11 @@ class TopicState:
             for state in self.partitions.values()
             if state.ends is not None
         )
+
+    @property
+    def records(self) -> int:
+        """Records kept by now."""
+        return sum(state.records for state in self.partitions.values())
 
     @property
     def raw_bytes(self) -> int:

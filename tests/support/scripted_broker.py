@@ -31,6 +31,7 @@ from kio.schema.metadata.v12.response import (
     MetadataResponseTopic,
 )
 from kio.schema.offset_fetch.v8.request import OffsetFetchRequest
+from kio.schema.offset_for_leader_epoch.v4.request import OffsetForLeaderEpochRequest
 from kio.serial import entity_reader, entity_writer
 
 REQUESTS = {
@@ -41,6 +42,7 @@ REQUESTS = {
     10: FindCoordinatorRequest,
     16: ListGroupsRequest,
     18: ApiVersionsRequest,
+    23: OffsetForLeaderEpochRequest,
 }
 APIS = {0: 9, 1: 13, 2: 7, 3: 12, 9: 8, 10: 4, 16: 4, 18: 3, 19: 7, 22: 4, 23: 4}
 

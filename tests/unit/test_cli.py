@@ -418,7 +418,9 @@ def test_a_partial_capture_names_each_failure(config: Path, monkeypatch: pytest.
     span = LostSpan(start=3, end=5, reason="retention")
     ScriptedEngine(
         committed(0, (0, 0, 9), lost=[span]),
-        BackupProgress(topic="orders", offsets_done=1, offsets_total=9, raw_bytes=1, seconds=0.0),
+        BackupProgress(
+            capture="c1", topic="orders", offsets_done=1, offsets_total=9, records=1, raw_bytes=1, seconds=0.0
+        ),
         failed(UnreachableError("broker 1 is gone"), 7),
         finished("partial"),
     ).install(monkeypatch)

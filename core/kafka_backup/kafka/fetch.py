@@ -214,6 +214,7 @@ class PartitionFetcher:
         check_stop: Callable[[], None],
         max_bytes: int = FETCH_BYTES,
         check_leader: Callable[[int], None] | None = None,
+        check_replica: Callable[[Sequence[BatchHeader]], bool] | None = None,
         pace: Callable[[int], None] | None = None,
     ) -> None:
         """Prepare; nothing is contacted yet.
@@ -232,6 +233,8 @@ class PartitionFetcher:
             check_leader: called with the epoch of each leader before it is read from, and for each
                 connection anew; raises to stop. All that is fetched through the connection is that
                 leader's log: another one would refuse the epoch.
+            check_replica: called with the batches of each response that a replica near to us sent; says
+                whether the leader has them too. Else they are dropped and the leader is read.
             pace: called with the bytes of each response before the next one is asked for; may wait.
         """
         self._cluster = cluster
@@ -245,6 +248,7 @@ class PartitionFetcher:
         self._check_stop = check_stop
         self._max_bytes = max_bytes
         self._check_leader = check_leader
+        self._check_replica = check_replica
         self._pace = pace
         self._connection: Connection | None = None
         self._leader_epoch = -1
@@ -370,6 +374,9 @@ class PartitionFetcher:
         except DamagedError as error:
             raise DamagedError(f"{self._where}: {error}") from error
         progress = bool(batches) and batches[-1][1].next_offset > self._offset
+        if progress and not self._may_be_read([header for _, header in batches]):
+            self._to_leader_only()
+            return None
         if progress:
             self._offset = batches[-1][1].next_offset
         if self._pace is not None:
@@ -391,6 +398,11 @@ class PartitionFetcher:
             batches=batches,
             broker=connection.address,
         )
+
+    def _may_be_read(self, batches: Sequence[BatchHeader]) -> bool:
+        if self._nearby is None or self._check_replica is None:
+            return True
+        return self._check_replica(batches)
 
     def _connect(self) -> Connection:
         """Connect to the replica that the leader named, else to the leader."""
