@@ -27,17 +27,17 @@ from kafka_backup.errors import (
     ConfigurationError,
     DamagedError,
     KafkaBackupError,
-    TopicMissingError,
     UnreachableError,
     WriterConflictError,
 )
 from kafka_backup.group_snapshot import take_snapshot
+from kafka_backup.held_back import held_back
 from kafka_backup.kafka.cluster import Cluster, Partition
 from kafka_backup.kafka.epochs import CommonEnd
 from kafka_backup.kafka.fetch import FETCH_BYTES
 from kafka_backup.kafka.metadata import INTERNAL_TOPICS, TopicMetadata
 from kafka_backup.kafka.topics import TopicAdmin
-from kafka_backup.kafka.transactions import OpenTransaction, open_transactions, opened_at
+from kafka_backup.missing_topics import missing_topics
 from kafka_backup.pace import Pace
 from kafka_backup.partition_capture import (
     CapturedRange,
@@ -57,9 +57,8 @@ from kafka_backup.progress import (
     TopicMissing,
     TopicRecreated,
     TopicUnchanged,
-    TransactionOpen,
 )
-from kafka_backup.repository.acceptances import AcceptedAbsence, accepted_heads, put_acceptance
+from kafka_backup.repository.acceptances import accepted_heads
 from kafka_backup.repository.commit_log import CommitLog
 from kafka_backup.repository.documents import (
     Capture,
@@ -91,8 +90,6 @@ _ANSWER_SECONDS = 5.0
 _PATIENCE_SECONDS = 5.0
 """How long one fetch may make no progress before its place is given to another partition."""
 _SMALLEST_FETCH = 64 << 10
-_AGES_READ = 20
-"""Partitions whose open transactions are looked at in the log, to tell their ages exactly."""
 _SLICE_SECONDS = 0.2
 _ROUND_SECONDS = 0.5
 
@@ -261,48 +258,19 @@ class _Capture:
 
     def find_missing(self, names: Sequence[str], *, accept: bool) -> Iterator[TopicFailed | TopicMissing]:
         """Report topics that only the repository knows, unless somebody accepted that they are gone."""
-        store = self._repository.store
-        for name in names:
-            try:
-                live = [log for log in self._repository.commit_logs(name) if log.head is not None]
-            except DamagedError as error:
-                yield self._failure(name, None, error)
-                continue
-            if not live:  # an interrupted capture had not committed anything of it
-                continue
-            log = live[-1]
-            if not self._is_accepted(log) and not accept:
-                yield self._failure(
-                    name,
-                    None,
-                    TopicMissingError(
-                        f"topic {name} ({log.topic_id}) was captured before and the cluster does not show it any "
-                        "more. What is captured stays. If it was deleted on purpose, run once with "
-                        "--accept-missing; else look for who deleted it"
-                    ),
-                )
-                continue
-            if not self._is_accepted(log):
-                assert log.head is not None
-                absence = AcceptedAbsence(
-                    topic=name,
-                    topic_id=log.topic_id,
-                    head=log.head,
-                    head_sha256=log.sha256_of(log.head),
-                    nonce=self._nonce,
-                    accepted_at=time.time_ns() // 1_000_000,
-                    capture_id=self.id,
-                )
-                put_acceptance(store, absence)
-            yield TopicMissing(capture=self.id, topic=name, topic_id=log.topic_id)
-
-    def _is_accepted(self, log: CommitLog) -> bool:
-        """Whether somebody accepted that a topic is gone, and no capture has seen it since."""
-        heads = self._accepted_heads.get((log.topic, log.topic_id))
-        if not heads or log.head is None:
-            return False
-        seen_after = log.commits[max(heads) + 1 :]
-        return not any(commit.action == "capture" for commit in seen_after)
+        found = missing_topics(
+            self._repository,
+            names,
+            accepted=self._accepted_heads,
+            accept=accept,
+            capture_id=self.id,
+            nonce=self._nonce,
+        )
+        for missing in found:
+            if missing.error is not None:
+                yield self._failure(missing.topic, None, missing.error)
+            elif missing.topic_id is not None:
+                yield TopicMissing(capture=self.id, topic=missing.topic, topic_id=missing.topic_id)
 
     def note_disputed(self, names: Sequence[str]) -> Iterator[TopicFailed]:
         """Report topics on which the brokers do not agree."""
@@ -321,7 +289,9 @@ class _Capture:
         yield from self._save_groups()
         yield from self._open_topics(topics, stored)
         yield from self._ask_ends()
-        yield from self._report_transactions()
+        yield from held_back(
+            self._cluster, self._topics.values(), capture_id=self.id, deadline=_FIRST_ANSWER_SECONDS
+        )
         yield from self._fetch_and_commit()
         yield self._finish()
 
@@ -422,51 +392,6 @@ class _Capture:
             questions |= topic.questions(list(topic.partitions.values()))
         yield from self._take_verdicts(self._plan(questions, deadline=_FIRST_ANSWER_SECONDS))
 
-    def _report_transactions(self) -> Iterator[TransactionOpen]:
-        """Name the transactions that hold back last stable offsets: one that hangs holds them for ever."""
-        lagging = {
-            (topic.name, state.number): state.ends
-            for topic in self._topics.values()
-            for state in topic.partitions.values()
-            if state.ends is not None and state.ends.last_stable_offset < state.ends.high_watermark
-        }
-        if not lagging:
-            return
-        found = open_transactions(self._cluster, list(lagging), deadline=_FIRST_ANSWER_SECONDS)
-        for number, (key, transactions) in enumerate(found.items()):
-            name, partition = key
-            if isinstance(transactions, KafkaBackupError):
-                _log.warning(
-                    "%s [%d]: open transactions hold back offsets, and cannot be asked for: %s",
-                    name,
-                    partition,
-                    transactions,
-                )
-                continue
-            for transaction in transactions:
-                yield TransactionOpen(
-                    capture=self.id,
-                    topic=name,
-                    partition=partition,
-                    producer_id=transaction.producer_id,
-                    producer_epoch=transaction.producer_epoch,
-                    first_offset=transaction.first_offset,
-                    opened_at=self._opened_at(name, partition, transaction)
-                    if number < _AGES_READ
-                    else transaction.last_timestamp,
-                    held_back=lagging[key].high_watermark - lagging[key].last_stable_offset,
-                )
-
-    def _opened_at(self, name: str, partition: int, transaction: OpenTransaction) -> int:
-        topic_id = self._topics[name].incarnation.topic_id
-        try:
-            return opened_at(self._cluster, name, topic_id, partition, transaction)
-        except CancelledError:
-            raise
-        except KafkaBackupError as error:
-            _log.warning("%s [%d]: the age of a transaction is not known: %s", name, partition, error)
-            return transaction.last_timestamp
-
     def _plan(
         self, questions: Mapping[Partition, Question], *, deadline: float
     ) -> Mapping[Partition, Verdict]:
@@ -504,6 +429,8 @@ class _Capture:
         """Ask again later, unless that is hopeless or the time for it has passed."""
         if error.retriable or isinstance(error, LogCutBackError):
             if state.postpone() < self._retry_seconds:
+                fields = {"topic": topic.name, "partition": state.number, "attempt": state.attempts}
+                _log.info("a partition is tried again: %s", error, extra={"fields": fields})
                 return
             place = f"{topic.name} [{state.number}]"
             reached = "" if state.known is None else f" at offset {state.known.end}"

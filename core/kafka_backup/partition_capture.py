@@ -481,7 +481,7 @@ class PartitionCapture:
             end=self._position,
             leader_epoch=self._leader_epoch,
             ledger=tally.ledger(),
-            lost=tally.lost,
+            lost=sorted(tally.lost, key=lambda span: span.start),
             epochs=tally.epochs,
             segments=segments,
         )

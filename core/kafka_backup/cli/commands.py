@@ -11,7 +11,7 @@ from typing import Any, Literal, NoReturn
 import click
 from pydantic import ValidationError
 
-from kafka_backup.cli import answers, tables
+from kafka_backup.cli import answers, logs, tables
 from kafka_backup.cli.answers import CaptureAnswer, Document
 from kafka_backup.cli.options import OFFSET, PARTITION, TIME, Parsed, as_json, topics_option
 from kafka_backup.cli.session import EXIT_DAMAGED, EXIT_OK, Session
@@ -74,9 +74,27 @@ class Program(click.Group):
     help="The configuration.",
 )
 @click.option("--debug", is_flag=True, envvar="KAFKA_BACKUP_DEBUG", help="Show stack traces of errors.")
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="warning",
+    show_default=True,
+    envvar="KAFKA_BACKUP_LOG_LEVEL",
+    help="What is logged on stderr; info: everything that a capture does.",
+)
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    envvar="KAFKA_BACKUP_LOG_FORMAT",
+    help="json: one JSON object per line on stderr.",
+)
 @click.version_option(package_name="kafka-backup-dagster", prog_name="kafka-backup")
 @click.pass_obj
-def main(session: Session, config: str, debug: bool) -> None:
+def main(
+    session: Session, config: str, debug: bool, log_level: str, log_format: Literal["text", "json"]
+) -> None:
     """Back up Kafka topics, byte for byte, and restore them with proof.
 
     Exit codes: 0 done and proved; 1 a bug; 2 the request or the configuration is wrong; 3 a broker
@@ -85,6 +103,8 @@ def main(session: Session, config: str, debug: bool) -> None:
     """
     session.config_path = config
     session.debug = debug
+    session.log_format = log_format
+    logs.set_up(level=log_level, style=log_format)
 
 
 @main.command()
@@ -105,6 +125,7 @@ def backup(session: Session, topics: tuple[str, ...], window: Window | None, acc
     They are those of the configuration, unless some are named.
     """
     answer = CaptureAnswer()
+    log = logs.EventLog()
     session.document = answer.document
 
     def work(engine: Engine, stop: StopToken) -> None:
@@ -112,6 +133,7 @@ def backup(session: Session, topics: tuple[str, ...], window: Window | None, acc
             for event in engine.backup(
                 topics or None, window=window, accept_missing=accept_missing, stop=stop
             ):
+                log.add(event)
                 if isinstance(event, BackupProgress):
                     bars.backup(event)
                 else:

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO, TypeVar
 
 import click
 
+from kafka_backup.cli import logs
+from kafka_backup.cli.logs import Format
 from kafka_backup.config import load_config
 from kafka_backup.engine import Engine
 from kafka_backup.errors import (
@@ -74,6 +76,7 @@ class Session:
     Attributes:
         config_path: the configuration file.
         debug: show stack traces of expected errors too.
+        log_format: of everything on stderr.
         as_json: answer with one JSON document on stdout.
         document: the answer as far as it is known, so that an error's answer has its fields too.
     """
@@ -81,6 +84,7 @@ class Session:
     def __init__(self, *, as_json: bool) -> None:
         self.config_path = "kafka-backup.yaml"
         self.debug = False
+        self.log_format: Format = "text"
         self.as_json = as_json
         self.document: dict[str, Any] = {}
         self._stop = StopToken()
@@ -89,7 +93,7 @@ class Session:
     @property
     def shows_progress(self) -> bool:
         """Whether somebody watches stderr."""
-        return sys.stderr is not None and sys.stderr.isatty()
+        return self.log_format == "text" and sys.stderr is not None and sys.stderr.isatty()
 
     def run(self, work: Callable[[Engine, StopToken], T]) -> T:
         """Do `work` with an engine, and stop it at a signal.
@@ -141,11 +145,12 @@ class Session:
 
     def say(self, line: str) -> None:
         """Write one line for people to stderr."""
-        _write(sys.stderr, line + "\n")
+        _write(sys.stderr, logs.line("info", line, style=self.log_format) + "\n")
 
     def complain(self, message: str) -> None:
         """Write one line that says what is wrong to stderr."""
-        self.say(f"error: {' '.join(message.split())}")
+        message = " ".join(message.split())
+        _write(sys.stderr, logs.line("error", message, style=self.log_format) + "\n")
 
     def answer(
         self, document: dict[str, Any], *tables: RenderableType | Callable[[], RenderableType]
@@ -180,6 +185,8 @@ class Session:
             return code
         except Exception as error:  # noqa: BLE001 - the last resort: say that it is a bug
             return self._bug(error)
+        finally:
+            logs.tear_down()
 
     def _bug(self, error: Exception) -> int:
         _write(sys.stderr, "".join(traceback.format_exception(error)))

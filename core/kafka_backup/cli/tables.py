@@ -425,7 +425,7 @@ def _bars() -> Progress:
     return Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
-        TextColumn("{task.percentage:>3.0f}% {task.fields[rate]}"),
+        TextColumn("{task.percentage:>3.0f}% {task.fields[told]}", markup=False),
         TimeRemainingColumn(),
         console=Console(file=sys.stderr, markup=False, highlight=False, emoji=False),
         transient=True,
@@ -456,22 +456,26 @@ class ProgressBars:
 
     def backup(self, progress: BackupProgress) -> None:
         """Show how far a topic of a capture is."""
-        self._show(progress.topic, progress.offsets_done, progress.offsets_total, progress)
+        told = (
+            f"{decimal(progress.raw_bytes)}  {progress.records:,} records  "
+            f"{decimal(int(progress.bytes_per_second))}/s  lag {progress.lag:,}"
+        )
+        self._show(progress.topic, progress.offsets_done, progress.offsets_total, told)
 
     def restore(self, progress: RestoreProgress) -> None:
         """Show how far a topic of a restore is."""
         label = f"{progress.phase} {progress.target}"
-        self._show(label, progress.records_done, progress.records_total, progress)
+        rate = progress.raw_bytes / progress.seconds if progress.seconds > 0 else 0.0
+        self._show(label, progress.records_done, progress.records_total, f"{decimal(int(rate))}/s")
 
-    def _show(self, label: str, done: int, total: int, progress: BackupProgress | RestoreProgress) -> None:
+    def _show(self, label: str, done: int, total: int, told: str) -> None:
         if self._bars is None:
             return
-        rate = progress.raw_bytes / progress.seconds if progress.seconds > 0 else 0.0
         with self._lock:
             if done >= total:
                 if (task := self._tasks.pop(label, None)) is not None:
                     self._bars.remove_task(task)
                 return
             if label not in self._tasks:
-                self._tasks[label] = self._bars.add_task(label, rate="")
-            self._bars.update(self._tasks[label], completed=done, total=total, rate=f"{decimal(int(rate))}/s")
+                self._tasks[label] = self._bars.add_task(label, told="")
+            self._bars.update(self._tasks[label], completed=done, total=total, told=told)

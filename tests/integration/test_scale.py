@@ -1,0 +1,132 @@
+"""Many topics, most of them idle: few requests, little time and memory; and what a person sees meanwhile."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import secrets
+import subprocess
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from confluent_kafka import Producer
+from confluent_kafka.admin import NewTopic
+
+from kafka_backup import CaptureFinished, TopicCommitted, TopicUnchanged
+from kafka_backup.kafka.connection import Connection
+from tests.support.engine import open_engine
+from tests.support.kafka_cluster import KafkaCluster
+from tests.support.records import NewRecord
+from tests.support.shell import COMMAND, Shell
+from tests.support.topics import new_topic, produce
+from tests.support.waiting import wait_for
+
+TOPICS, PARTITIONS = 1000, 5
+
+
+@pytest.fixture(scope="module")
+def crowded() -> Iterator[KafkaCluster]:
+    """A broker with 1,000 topics of 5 partitions; every hundredth partition holds a record."""
+    with KafkaCluster(1, heap="512m") as kafka:
+        admin = kafka.admin()
+        names = [f"many-{number:04}" for number in range(TOPICS)]
+        for start in range(0, TOPICS, 250):
+            topics = [NewTopic(name, PARTITIONS, 1) for name in names[start : start + 250]]
+            for future in admin.create_topics(topics, request_timeout=120).values():
+                future.result(120)
+        producer = Producer({"bootstrap.servers": kafka.bootstrap_servers, "log_level": 0})
+        for name in names[::20]:
+            producer.produce(name, b"x", partition=0)
+        assert producer.flush(60) == 0
+        wait_for(lambda: kafka.leader_of(names[-1], PARTITIONS - 1) == 1, 60, "all leaders")
+        yield kafka
+
+
+def test_a_thousand_topics_cost_a_few_requests(
+    crowded: KafkaCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What: three captures of 5,000 partitions: the first, one where nothing is new, one with one new record.
+
+    Why: most topics of most clusters are idle, and a capture runs every few minutes.
+    Risk: a request for each partition: minutes of nothing, and a broker that does nothing else.
+    """
+    asked: Counter[str] = Counter()
+    request = Connection.request
+
+    def counted(self: Connection, payload: object, *args: object, **more: object) -> object:
+        asked[type(payload).__name__] += 1
+        return request(self, payload, *args, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Connection, "request", counted)
+    with open_engine(crowded, tmp_path, consumer_groups=[]) as engine:
+        first = list(engine.backup())
+        assert sum(isinstance(event, TopicCommitted) for event in first) == TOPICS
+        for changed in (0, 1):
+            if changed:
+                produce(crowded.bootstrap_servers, "many-0007", [NewRecord(b"x")], partition=4)
+            asked.clear()
+            events = list(engine.backup())
+            assert sum(isinstance(event, TopicUnchanged) for event in events) == TOPICS - changed
+            assert sum(isinstance(event, TopicCommitted) for event in events) == changed
+            assert isinstance(events[-1], CaptureFinished)
+            assert events[-1].status == "complete"
+            # Log starts, last stable offsets and high watermarks: one request for each, whatever the number.
+            assert asked["ListOffsetsRequest"] == 3
+            assert sum(asked.values()) < 20
+
+
+def test_a_thousand_topics_fit_into_memory(crowded: KafkaCluster, tmp_path: Path) -> None:
+    """What: peak memory of the process, for the first capture and one where nothing is new.
+
+    Why: it runs beside other things, in a container with a limit.
+    Risk: a process that is killed when the cluster grows.
+    """
+    Shell(tmp_path, crowded.bootstrap_servers, retry_seconds=60)
+    for expected in ("committed", "unchanged"):
+        with (tmp_path / "answer").open("w") as answer:
+            process = subprocess.Popen([*COMMAND, "backup", "--json"], cwd=tmp_path, stdout=answer)
+            _, status, usage = os.wait4(process.pid, 0)
+        assert status == 0
+        found = json.loads((tmp_path / "answer").read_text())
+        assert Counter(topic["status"] for topic in found["topics"]) == {expected: TOPICS}
+        assert usage.ru_maxrss < 250 << 10  # KiB
+
+
+def test_a_person_sees_bytes_records_rate_lag_and_time_left(kafka: KafkaCluster, tmp_path: Path) -> None:
+    """What: stderr of a capture on a terminal, slowed down so that it lasts.
+
+    Why: a first capture takes hours, and somebody asks how long.
+    Risk: a screen that says nothing until the end.
+    """
+    topic = new_topic(kafka)
+    records = [NewRecord(secrets.token_bytes(1000)) for _ in range(3000)]
+    produce(kafka.bootstrap_servers, topic, records, config={"batch.size": 50_000})
+    Shell(tmp_path, kafka.bootstrap_servers, max_bytes_per_second="1MB", consumer_groups=[])
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "COLUMNS": "200", "TERM": "xterm"}
+    process = subprocess.Popen(
+        [*COMMAND, "backup", "--topic", topic],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=theirs,
+        env=environment,
+    )
+    os.close(theirs)
+    seen = b""
+    try:
+        while chunk := os.read(ours, 1 << 16):
+            seen += chunk
+    except OSError:  # the other end of a terminal is closed
+        pass
+    os.close(ours)
+    assert process.wait(60) == 0
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen.decode(errors="replace"))
+    shown = re.search(
+        rf"{topic}.*?\d+% [\d.]+ MB +[\d,]+ records +[\d.]+ [kM]?B/s +lag ([\d,]+) +\d:\d\d:\d\d", text
+    )
+    assert shown, text
+    assert 0 < int(shown[1].replace(",", "")) < 3000
