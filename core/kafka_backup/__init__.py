@@ -68,6 +68,7 @@ if TYPE_CHECKING:
         RestoreReport,
         RestoreRequest,
     )
+    from kafka_backup.retention import ExpirePlan, ExpireReport, RetentionPolicy
     from kafka_backup.selection import GroupFilter, GroupSelection, TopicFilter, TopicSelection
     from kafka_backup.verify import VerifyReport
 
@@ -91,6 +92,8 @@ __all__ = [
     "DrilledCapture",
     "Engine",
     "EngineConfig",
+    "ExpirePlan",
+    "ExpireReport",
     "GroupFailed",
     "GroupFilter",
     "GroupSelection",
@@ -111,6 +114,7 @@ __all__ = [
     "RestoreProgress",
     "RestoreReport",
     "RestoreRequest",
+    "RetentionPolicy",
     "SavedGroup",
     "StopToken",
     "TopicCommitted",
@@ -179,6 +183,9 @@ _HOMES = {
     "RestorePlan": "kafka_backup.repository.restore_documents",
     "RestoreReport": "kafka_backup.repository.restore_documents",
     "RestoreRequest": "kafka_backup.repository.restore_documents",
+    "ExpirePlan": "kafka_backup.retention",
+    "ExpireReport": "kafka_backup.retention",
+    "RetentionPolicy": "kafka_backup.retention",
     "GroupFilter": "kafka_backup.selection",
     "GroupSelection": "kafka_backup.selection",
     "TopicFilter": "kafka_backup.selection",

@@ -402,9 +402,7 @@ def _expiring_groups(repository: Repository, captures: _Captures) -> Sequence[st
     return [
         snapshot_id
         for snapshot_id in GroupStore(repository.store).snapshot_ids()[:-1]
-        if snapshot_id < until
-        and snapshot_id not in captures.groups
-        and snapshot_id not in captures.gone_groups
+        if snapshot_id < until and snapshot_id not in captures.groups
     ]
 
 

@@ -22,7 +22,7 @@ from kafka_backup.repository.buffers import Buffers
 from kafka_backup.repository.checkpoints import CommitReader, check_checkpoint, checkpoint_numbers
 from kafka_backup.repository.commit_log import CommitLog, commit_flaws, read_commits
 from kafka_backup.repository.documents import CapturedTopic, Commit, PartitionRange, sha256_of
-from kafka_backup.repository.expiry import needed
+from kafka_backup.repository.expiry import expired_group_snapshots, needed
 from kafka_backup.repository.group_store import GroupStore
 from kafka_backup.repository.log_state import LogState
 from kafka_backup.repository.repository import Repository
@@ -420,7 +420,7 @@ def _head(
 
 def _group_snapshots(repository: Repository, token: StopToken) -> Iterator[Problem]:
     """Every capture must find its group snapshot, and each must be as it was stored."""
-    expired = {name for expiry in repository.expiries() for name in expiry.group_snapshots}
+    expired = expired_group_snapshots(repository.store)
     groups = GroupStore(repository.store)
     there = set()
     for info in repository.store.list(layout.GROUPS):
@@ -439,8 +439,7 @@ def _group_snapshots(repository: Repository, token: StopToken) -> Iterator[Probl
         token.check()
         key = layout.group_snapshot_key(snapshot_id)
         if snapshot_id not in there:
-            expired = {name for expiry in repository.expiries() for name in expiry.group_snapshots}
-            if snapshot_id not in expired:
+            if snapshot_id not in expired_group_snapshots(repository.store):
                 yield Problem(kind="missing", object=key, detail="a capture names it and it does not exist")
         else:
             yield from _group_snapshot(repository, groups, snapshot_id, sha256s.get(snapshot_id))

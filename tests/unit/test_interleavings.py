@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from kafka_backup import restore, restore_plan, retention
+from kafka_backup import verify as verification
 from kafka_backup.errors import RefusedError, WriterConflictError
 from kafka_backup.progress import StopToken
 from kafka_backup.repository import checkpoints, commit_log
@@ -27,7 +28,6 @@ from kafka_backup.repository.restore_documents import (
 from kafka_backup.repository.store import Store
 from kafka_backup.restore_target import TargetTopic
 from kafka_backup.retention import RetentionPolicy
-from kafka_backup.verify import verify
 from tests.unit.histories import Cluster, capture, check_captures, read
 from tests.unit.repositories import memory_store
 from tests.unit.scheduler import Actor, InOneThread, Killed, run_at_random, run_to_end
@@ -58,7 +58,7 @@ class _Target:
 
 @pytest.fixture(autouse=True)
 def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (checkpoints, commit_log, repository_module, retention):
+    for module in (checkpoints, commit_log, repository_module, retention, verification):
         monkeypatch.setattr(module, "ThreadPoolExecutor", InOneThread)
     monkeypatch.setattr(restore_plan, "TargetPreflight", _Target)
 
@@ -174,6 +174,11 @@ class World:
         )
         retention.run(plan, repository=opened(store), stop=StopToken())
 
+    def verify(self, store: Store) -> None:
+        """Prove the repository, while others change it."""
+        report = verification.verify(opened(store), selection=None, level="data", stop=None)
+        assert {problem.kind for problem in report.problems} <= {"lost", "truncated"}, report.problems
+
     def start(self, name: str, work: Callable[[Store], None]) -> Actor:
         return Actor(name, _Guarded(self.store), work)
 
@@ -195,8 +200,7 @@ class World:
         check_captures(self.store, self.cluster, whole=kept)
         for plan in repository.pins():
             self.check_plan(plan)
-        report = verify(repository, selection=None, level="data", stop=None)
-        assert {problem.kind for problem in report.problems} <= {"lost", "truncated"}, report.problems
+        self.verify(self.store)
 
     def check_plan(self, plan: RestorePlan) -> None:
         """A stored plan of a restore that was begun still finds all that it reads."""
@@ -239,6 +243,7 @@ def works(world: World) -> dict[str, Callable[[Store], None]]:
         "restore the old incarnation": world.restore(topics=("orders",), incarnation=f"{1:022}"),
         "expire": world.expire,
         "expire all": world.expire_all,
+        "verify": world.verify,
     }
 
 
@@ -255,7 +260,9 @@ def worth_a_pause(actor: Actor) -> list[int]:
 
 
 @pytest.mark.parametrize("other", ["capture", "expire", "expire all", "restore the old incarnation"])
-@pytest.mark.parametrize("paused", ["capture", "expire", "restore the newest", "restore the old incarnation"])
+@pytest.mark.parametrize(
+    "paused", ["capture", "expire", "restore the newest", "restore the old incarnation", "verify"]
+)
 def test_one_is_paused_while_another_runs(paused: str, other: str) -> None:
     """Each kind of run is paused in many places, another one runs from beginning to end, then the first goes on.
 
@@ -314,7 +321,7 @@ def test_random_orders(seed: int) -> None:
     """
     random = Random(seed)
     world = World.make()
-    chosen = ["capture", "capture", "expire", random.choice(["expire", "expire all"])]
+    chosen = ["capture", "capture", "expire", random.choice(["expire", "expire all"]), "verify"]
     chosen += random.choices([name for name in NAMES if name.startswith("restore")], k=3)
     random.shuffle(chosen)
     actors = [world.start(name, works(world)[name]) for name in chosen]

@@ -11,6 +11,8 @@ from kafka_backup.errors import ConfigurationError, KafkaBackupError, WriterConf
 from kafka_backup.progress import StopToken
 from kafka_backup.repository import layout
 from kafka_backup.repository.documents import Commit
+from kafka_backup.repository.group_documents import GroupSnapshot
+from kafka_backup.repository.group_store import GroupStore
 from kafka_backup.repository.repository import Repository
 from kafka_backup.repository.restore_documents import (
     PlannedPartition,
@@ -21,6 +23,7 @@ from kafka_backup.repository.restore_documents import (
 from kafka_backup.repository.store import Store
 from kafka_backup.restore import abandon
 from kafka_backup.retention import ExpirePlan, ExpireReport, RetentionPolicy
+from kafka_backup.times import time_in_id
 from kafka_backup.verify import verify
 from tests.unit.faults import Fault, FaultyStore, ProcessDied
 from tests.unit.histories import (
@@ -620,6 +623,63 @@ def test_any_history(steps: list[tuple[str, int, int]]) -> None:
         for plan, _ in pins.values():
             pinned |= retention.pinned(log_, [plan])
     assert promised <= stored <= promised | pinned
+
+
+def group_snapshot(store: Store, taken_at: int, *, capture_id: str | None = None) -> str:
+    snapshot_id = f"{time_in_id(taken_at)}-{capture_id or '0a1b2c3d'}"
+    GroupStore(store).put_snapshot(
+        GroupSnapshot(
+            snapshot_id=snapshot_id,
+            nonce="n",
+            capture_id=capture_id,
+            cluster_id="c",
+            taken_at=taken_at,
+            ended_at=taken_at,
+            include=("*",),
+            exclude=(),
+            incomplete=(),
+            topics={},
+            groups=(),
+        )
+    )
+    return snapshot_id
+
+
+def test_group_snapshots_go_with_the_captures_of_their_time() -> None:
+    """Group snapshots from before the oldest capture that stays go too; not under a restore, and never the newest.
+
+    It matters because each capture saves one, and nobody restores positions of a time without data.
+    A restore could find its positions gone, or take older ones for those of its moment.
+    """
+    store = memory_store()
+    cluster = Cluster()
+    log = cluster.create("orders").logs[0]
+    ids, snapshots = [], []
+    for _ in range(4):
+        log.produce(5)
+        ids.append(capture(store, cluster))
+        snapshots.append(group_snapshot(store, cluster.now + 1, capture_id=ids[-1]))
+    groups = GroupStore(store)
+    keys = [layout.group_snapshot_key(each) for each in snapshots]
+    assert expire(store).deleted == 0
+    pin(store, ids[-1])
+    report = expire(store, keep_captures=2)
+    assert (report.captures, report.deleted) == (ids[:2], 0)
+    # Promised no more, and there all the same.
+    assert groups.snapshot_ids() == snapshots[2:]
+    assert [info.key for info in store.list(layout.GROUPS)] == keys
+    assert is_right(store)
+    abandon("r1", repository=opened(store))
+    assert len(planned(store).deletes) == 2
+    assert expire(store).deleted == 2
+    assert [info.key for info in store.list(layout.GROUPS)] == keys[2:]
+    assert is_right(store)
+    for _ in range(3):
+        log.produce(5)
+        capture(store, cluster)
+    assert expire(store, keep_captures=1).deleted == 1
+    assert groups.snapshot_ids() == snapshots[3:]
+    assert is_right(store)
 
 
 def test_verify_finds_an_expiry_that_broke_its_promise() -> None:

@@ -1,11 +1,14 @@
-"""What a commit log still needs: pure questions that expiry, and those who check it, ask."""
+"""What expiry has decided, and the questions that it, and those who check it, ask of a commit log."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+from kafka_backup.repository import layout
 from kafka_backup.repository.commit_log import CommitLog
+from kafka_backup.repository.documents import Expiry
 from kafka_backup.repository.restore_documents import RestorePlan
+from kafka_backup.repository.store import Store, read_document
 
 
 def committed(log: CommitLog) -> frozenset[str]:
@@ -46,3 +49,23 @@ def pinned(log: CommitLog, plans: Iterable[RestorePlan]) -> frozenset[str]:
         for part in topic.partitions
         for segment in log.segments(part.partition, until_commit=topic.head, start=part.source_start)
     )
+
+
+def read_expiries(store: Store) -> Sequence[Expiry]:
+    """Return what each run of expiry decided, oldest first; never from memory.
+
+    Raises:
+        DamagedError: one is unreadable.
+    """
+    found = []
+    for info in store.list(layout.EXPIRIES):
+        if layout.parse_expiry_key(info.key) is not None:
+            expiry = read_document(store, info.key, Expiry)
+            assert expiry is not None  # they are never deleted
+            found.append(expiry)
+    return found
+
+
+def expired_group_snapshots(store: Store) -> frozenset[str]:
+    """Return the ids of the group snapshots that are promised no more, stored still or not."""
+    return frozenset(name for expiry in read_expiries(store) for name in expiry.group_snapshots)

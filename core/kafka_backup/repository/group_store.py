@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from kafka_backup.errors import ConfigurationError, DamagedError, WriterConflictError
 from kafka_backup.repository import layout
 from kafka_backup.repository.documents import sha256_of
+from kafka_backup.repository.expiry import expired_group_snapshots
 from kafka_backup.repository.group_documents import (
     GroupSnapshot,
     PositionsBefore,
@@ -28,11 +29,17 @@ class GroupStore:
         self._store = store
 
     def snapshot_ids(self) -> Sequence[str]:
-        """Return the ids of all group snapshots, oldest first."""
+        """Return the ids of all group snapshots that have not expired, oldest first.
+
+        One that has may be there still. Among those that are left it would not be told that the one
+        before a moment is not the right one, because a later one is gone.
+        """
+        expired = expired_group_snapshots(self._store)
         return [
             snapshot_id
             for info in self._store.list(layout.GROUPS)
             if (snapshot_id := layout.parse_group_snapshot_key(info.key)) is not None
+            and snapshot_id not in expired
         ]
 
     def snapshot(self, snapshot_id: str) -> GroupSnapshot:

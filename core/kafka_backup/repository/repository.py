@@ -13,6 +13,7 @@ from kafka_backup.errors import ConfigurationError, DamagedError, RefusedError, 
 from kafka_backup.repository import layout
 from kafka_backup.repository.commit_log import CommitLog
 from kafka_backup.repository.documents import Capture, Expiry, RepositoryDocument
+from kafka_backup.repository.expiry import read_expiries
 from kafka_backup.repository.restore_documents import RestorePlan
 from kafka_backup.repository.restore_folder import RestoreFolder
 from kafka_backup.repository.store import Store, put_once, read_document
@@ -234,13 +235,7 @@ class Repository:
         Raises:
             DamagedError: one is unreadable.
         """
-        found = []
-        for info in self.store.list(layout.EXPIRIES):
-            if layout.parse_expiry_key(info.key) is not None:
-                expiry = read_document(self.store, info.key, Expiry)
-                assert expiry is not None  # they are never deleted
-                found.append(expiry)
-        return found
+        return read_expiries(self.store)
 
     def put_expiry(self, expiry: Expiry) -> None:
         """Store what a run of expiry decided.
