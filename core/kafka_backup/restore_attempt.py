@@ -141,6 +141,10 @@ class Attempt:
         self._topics.check_cluster()
         previous = self._folder.attempts()
         self._check_plan(previous)
+        if previous and previous[-1].action == "abandon":  # a moment ago: nothing keeps our segments now
+            raise RefusedError(
+                f"restore {self._folder.restore_id} was abandoned; use a new --id to restore again"
+            )
         verification = self._folder.verification()
         if verification is None:
             topic_ids = self._topics.prepare(previous)

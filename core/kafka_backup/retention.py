@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Self, TypeVar
 
-from kafka_backup.errors import ConfigurationError, WriterConflictError
+from kafka_backup.errors import ConfigurationError, RefusedError, WriterConflictError
 from kafka_backup.progress import StopToken
 from kafka_backup.repository import layout
 from kafka_backup.repository.commit_log import CommitLog
@@ -35,7 +35,7 @@ from kafka_backup.repository.group_store import GroupStore
 from kafka_backup.repository.repository import Repository
 from kafka_backup.repository.restore_documents import RestorePlan
 from kafka_backup.repository.store import ObjectInfo
-from kafka_backup.times import time_in_id
+from kafka_backup.times import format_time, time_in_id
 
 _T = TypeVar("_T")
 _DAY_MS = 86_400_000
@@ -156,7 +156,12 @@ class ExpireReport:
 
 
 def plan(repository: Repository, policy: RetentionPolicy, *, unfinished: bool, stop: StopToken) -> ExpirePlan:
-    """Say what an expiry would do; changes nothing. See `Engine.plan_expire`."""
+    """Say what an expiry would do; changes nothing. See `Engine.plan_expire`.
+
+    Raises:
+        RefusedError: a capture is from the future: a clock is wrong.
+        DamagedError: the repository must be whole before anything is deleted from it.
+    """
     now = _now()
     captures = _judge_captures(repository, policy, now)
     plans = repository.pins()
@@ -252,9 +257,16 @@ def _judge_captures(repository: Repository, policy: RetentionPolicy, now: int) -
     groups = set()
     oldest = now
     newer: dict[str, int] = defaultdict(int)
-    standing = [capture_id for capture_id in repository.capture_ids() if capture_id not in gone]
+    ids = repository.capture_ids()
+    standing = [capture_id for capture_id in ids if capture_id not in gone]
     for place_in_time, capture_id in enumerate(reversed(standing)):
         capture = repository.read_capture(capture_id)
+        if capture.started_at > now + _DAY_MS:
+            raise RefusedError(
+                f"capture {capture_id} began at {format_time(capture.started_at)}, which has not come yet: the clock "
+                "of the machine that made it was wrong, or that of this one is. Which captures are old cannot be "
+                "told; nothing was changed"
+            )
         rank = min((newer[entry.topic] for entry in capture.topics), default=place_in_time)
         for entry in capture.topics:
             newer[entry.topic] += 1

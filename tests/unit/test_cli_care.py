@@ -144,6 +144,7 @@ def test_records_for_people(config: Path, store: Store) -> None:
     records = [
         Record(offset=0, timestamp=0, key=None, value=b"\x1b[2J", headers=((b"h", b"\xff"),)),
         Record(offset=1, timestamp=-1, key=b"", value="grüße".encode()),
+        Record(offset=2, timestamp=-1, key=b"", value=b"x" * 1234),
     ]
     capture(store, {0: [encode_batch(records, log_append_time=None)]})
     shown = call(config, "records", "orders", "--partition", "0").stdout
@@ -151,6 +152,7 @@ def test_records_for_people(config: Path, store: Store) -> None:
     assert r"\x1b[2J" in shown
     assert "h=base64:/w==" in shown
     assert "grüße" in shown
+    assert "x" * 100 + "... (1,234 characters)" in shown.replace("\n", "")
     assert "null" in shown
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from kafka_backup.errors import ConfigurationError, RefusedError, WriterConflictError
+from kafka_backup.progress import StopToken
 from kafka_backup.repository.repository import Repository
 from kafka_backup.repository.restore_documents import (
     AttemptTarget,
@@ -15,6 +19,7 @@ from kafka_backup.repository.restore_documents import (
 )
 from kafka_backup.repository.restore_folder import RestoreFolder
 from kafka_backup.restore import abandon
+from kafka_backup.restore_attempt import Attempt
 from kafka_backup.restore_plan import refuse_if_abandoned
 from tests.unit.repositories import CLUSTER, TOPIC_ID, memory_store
 
@@ -169,6 +174,34 @@ def test_abandoning_loses_no_race_against_a_new_attempt() -> None:
     newest = folder.newest_attempt()
     assert newest is not None
     assert (newest.attempt, newest.action) == (2, "abandon")
+
+
+def test_a_run_that_begins_while_it_is_abandoned_does_not_begin() -> None:
+    """A run that finds an abandonment where it would make its attempt stops, and makes none above it.
+
+    It matters because nothing keeps its segments any more, and expiry may be deleting them.
+    With an attempt above the abandonment it would own the restore again, and find holes on the way.
+    """
+    repository = _repository()
+    folder = repository.restore_folder("r1")
+    plan = _plan()
+    folder.put_plan(plan)
+    abandon("r1", repository=repository)
+    cluster: Any = SimpleNamespace(metadata=lambda _topics: SimpleNamespace(cluster_id="t", topics={}))
+    attempt = Attempt(
+        plan,
+        repository=repository,
+        folder=folder,
+        cluster=cluster,
+        admin=cluster,
+        retry_seconds=1,
+        threads=1,
+        stop=StopToken(),
+        on_progress=None,
+    )
+    with pytest.raises(RefusedError, match="restore r1 was abandoned"):
+        attempt.run()
+    assert [each.action for each in folder.attempts()] == ["abandon"]
 
 
 def test_a_finished_restore_needs_no_abandoning() -> None:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kafka_backup import retention
-from kafka_backup.errors import ConfigurationError, KafkaBackupError, WriterConflictError
+from kafka_backup.errors import ConfigurationError, KafkaBackupError, RefusedError, WriterConflictError
 from kafka_backup.progress import StopToken
 from kafka_backup.repository import layout
 from kafka_backup.repository.documents import Commit
@@ -235,6 +235,21 @@ def test_either_setting_keeps_a_capture(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(retention, "_now", lambda: EPOCH + 100 * DAY)
     assert planned(store, keep_captures=3, keep_days=1).captures == ids[:1]
     assert planned(store, keep_captures=1, keep_days=1000).captures == []
+
+
+def test_a_capture_from_the_future_stops_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A capture that has not begun yet is refused with its time, and nothing is let go.
+
+    It matters because a clock that was wrong once makes one capture the newest for years.
+    Every real capture after it would count as older, and go.
+    """
+    store = memory_store()
+    _, ids = aged_topic(store)
+    monkeypatch.setattr(retention, "_now", lambda: EPOCH - 2 * DAY)
+    with pytest.raises(
+        RefusedError, match=rf"{ids[-1]} began at 2023-11-14T22:13:24.000Z, which has not come yet"
+    ):
+        planned(store, keep_captures=1)
 
 
 def test_captures_count_for_each_topic() -> None:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
     from rich.table import Table
 
+_SHOWN = 100
+"""Characters of a key, value or header that a table shows."""
+
 
 def _table(title: str, *columns: str) -> Table:
     """Make a table; a column whose name begins with ``#`` holds numbers."""
@@ -181,14 +184,15 @@ def records(document: Document) -> Table:
 
 
 def _shown(holder: Document, field: str) -> str:
-    """Bytes for people: what is not text, or could be taken for something else, is marked."""
+    """Bytes for people: what is not text, or could be taken for something else, is marked; JSON has all of them."""
     encoding, text = holder[f"{field}_encoding"], holder[field]
     if encoding is None:
         return "null"
     printable = "".join(
-        each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
+        each if each.isprintable() else each.encode("unicode_escape").decode() for each in text[:_SHOWN]
     )
-    return f"base64:{text}" if encoding == "base64" else printable
+    more = f"... ({_count(len(text))} characters)" if len(text) > _SHOWN else ""
+    return ("base64:" if encoding == "base64" else "") + printable + more
 
 
 def verification(document: Document) -> tuple[Table, ...]:
