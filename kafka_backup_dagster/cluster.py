@@ -122,7 +122,7 @@ def cluster_definitions(
         consumer_groups=backup.consumer_groups,
         cluster_name=cluster_name,
         name=op_name or f"{names.resource}_capture",
-        group_name=None if kafka_backup_translator else BACKUPS_GROUP,
+        group_name=BACKUPS_GROUP,
         partitions_def=partitions_def,
         backfill_policy=backfill_policy,
         kafka_backup_translator=kafka_backup_translator,

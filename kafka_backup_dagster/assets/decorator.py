@@ -46,7 +46,7 @@ def kafka_backup_assets(
         consumer_groups: filters of groups whose positions are saved, as one more asset; none: no groups.
         cluster_name: how the people here call the cluster; part of the asset keys.
         name: of the op; by default the function's.
-        group_name: of all the assets, instead of the translator's.
+        group_name: of the assets to which the translator gives none.
         partitions_def: the windows, not shorter than 5 minutes; by default those of `HOURLY`, and
             `hourly_windows` makes some that begin when the backups do. None: no partitions.
         backfill_policy: by default one run for each contiguous range of windows.
@@ -120,7 +120,7 @@ def build_kafka_backup_assets(
         consumer_groups: filters of groups; their asset is in the last shard.
         cluster_name: as for `kafka_backup_assets`, like everything else that is not named here.
         name: of the op; with several shards its beginning (``kafka_backup_1`` and so on).
-        group_name: of all the assets, instead of the translator's.
+        group_name: of the assets to which the translator gives none.
         partitions_def: the windows.
         backfill_policy: by default one run for each contiguous range of windows.
         kafka_backup_translator: makes the asset specs.
@@ -196,7 +196,7 @@ def _multi_asset(
     if partitions_def is not None:
         backfill_policy = backfill_policy or dg.BackfillPolicy.single_run()
     if group_name is not None:
-        specs = [spec.replace_attributes(group_name=group_name) for spec in specs]
+        specs = [spec.replace_attributes(group_name=spec.group_name or group_name) for spec in specs]
     # Outputs and inputs are numbered: names made of the keys would be equal for t.a, t-a and t_a.
     upstream = {dep.asset_key: dep for spec in specs for dep in spec.deps}
     return dg.multi_asset(

@@ -105,4 +105,4 @@ def restored_topic_key(cluster_name: str, topic: str) -> dg.AssetKey:
 
 def drill_key(cluster_name: str) -> dg.AssetKey:
     """Return the key of the external asset that stands for the evidence of restore drills."""
-    return dg.AssetKey(["kafka_restore_drill", cluster_name])
+    return dg.AssetKey(["kafka_restore_drill", cluster_name, "restore_drill"])

@@ -68,7 +68,7 @@ def build_restore_drill_job(
 
     Args:
         name: of the job.
-        cluster_name: as in the assets: each drill materializes ``kafka_restore_drill/<cluster>``.
+        cluster_name: as in the assets: each drill materializes ``kafka_restore_drill/<cluster>/restore_drill``.
         resource_key: of the `KafkaBackupResource`.
     """
 

@@ -317,7 +317,7 @@ def test_drill_job_leaves_evidence_and_its_age_is_watched(kafka: KafkaCluster, t
     topic = new_topic(kafka)
     write(kafka, topic)
     watched = watch(kafka, tmp_path, [topic], limits=CheckLimits(drill_age=timedelta(hours=1)))
-    asset = dg.AssetKey(["kafka_restore_drill", "default"])
+    asset = dg.AssetKey(["kafka_restore_drill", "default", "restore_drill"])
 
     def drill(**form: object) -> dg.ExecuteInProcessResult:
         return watched.defs.resolve_job_def("restore_drill").execute_in_process(
@@ -336,7 +336,7 @@ def test_drill_job_leaves_evidence_and_its_age_is_watched(kafka: KafkaCluster, t
     assert event.materialization.metadata["kafka_backup/recovery_seconds"].value > 0
     after = watched.tick("restore_drill_age", never.cursor)
     assert [each.passed for each in after.asset_events] == [True]
-    assert watched.checks("drill_age")["default", "drill_age"].passed
+    assert watched.checks("drill_age")["restore_drill", "drill_age"].passed
 
     segment = next((watched.repository / "topics" / topic).rglob("*.log*"))
     segment.write_bytes(segment.read_bytes()[:-1] + b"?")

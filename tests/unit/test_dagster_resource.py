@@ -589,7 +589,7 @@ def test_definitions_show_no_secret_and_contact_nobody(tmp_path: Path, as_file: 
         "kafka_backup/prod/matching_topics",
         "kafka_backup/prod/consumer_groups",
         "kafka_restored/prod/orders",
-        "kafka_restore_drill/prod",
+        "kafka_restore_drill/prod/restore_drill",
     }
     assert "hunter2" not in shown
     assert list(tmp_path.iterdir()) == [path]
