@@ -41,7 +41,18 @@ from kafka_backup_dagster.jobs.drill import (
     restore_drill_job,
 )
 from kafka_backup_dagster.jobs.expire import ExpireConfig, build_expire_job, expire_job
-from kafka_backup_dagster.jobs.restore import RenameConfig, RestoreConfig, build_restore_job, restore_job
+from kafka_backup_dagster.jobs.forms import RenameConfig
+from kafka_backup_dagster.jobs.reset_offsets import (
+    ResetOffsetsConfig,
+    build_reset_offsets_job,
+    reset_offsets_job,
+)
+from kafka_backup_dagster.jobs.restore import RestoreConfig, build_restore_job, restore_job
+from kafka_backup_dagster.jobs.rollback_offsets import (
+    RollbackOffsetsConfig,
+    build_rollback_offsets_job,
+    rollback_offsets_job,
+)
 from kafka_backup_dagster.jobs.verify import VerifyConfig, build_verify_job, verify_job
 from kafka_backup_dagster.resources.resource import KafkaBackupResource
 from kafka_backup_dagster.schedules import build_kafka_backup_job, build_kafka_backup_schedule
@@ -61,7 +72,9 @@ __all__ = [
     "KafkaBackupTranslator",
     "KafkaBackupTranslatorData",
     "RenameConfig",
+    "ResetOffsetsConfig",
     "RestoreConfig",
+    "RollbackOffsetsConfig",
     "VerifyConfig",
     "build_coverage_check",
     "build_definitions",
@@ -77,18 +90,22 @@ __all__ = [
     "build_kafka_restored_specs",
     "build_kafka_topic_specs",
     "build_new_topics_sensor",
+    "build_reset_offsets_job",
     "build_restore_drill_job",
     "build_restore_drill_schedule",
     "build_restore_drill_spec",
     "build_restore_job",
     "build_restore_request_sensor",
+    "build_rollback_offsets_job",
     "build_time_to_loss_sensor",
     "build_verify_job",
     "expire_job",
     "hourly_windows",
     "kafka_backup_assets",
+    "reset_offsets_job",
     "restore_drill_job",
     "restore_job",
+    "rollback_offsets_job",
     "verify_job",
 ]
 

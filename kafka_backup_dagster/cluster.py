@@ -24,9 +24,11 @@ from kafka_backup_dagster.checks import (
 )
 from kafka_backup_dagster.jobs.drill import DRILL_JOB, build_restore_drill_job, build_restore_drill_schedule
 from kafka_backup_dagster.jobs.expire import EXPIRE_JOB, build_expire_job
+from kafka_backup_dagster.jobs.reset_offsets import build_reset_offsets_job
 from kafka_backup_dagster.jobs.restore import build_restore_job
+from kafka_backup_dagster.jobs.rollback_offsets import build_rollback_offsets_job
 from kafka_backup_dagster.jobs.verify import VERIFY_JOB, build_verify_job
-from kafka_backup_dagster.metadata import RESTORE_JOB
+from kafka_backup_dagster.metadata import RESET_JOB, RESTORE_JOB, ROLLBACK_JOB
 from kafka_backup_dagster.schedules import (
     BACKUP_JOB,
     build_kafka_backup_job,
@@ -65,6 +67,11 @@ class Names:
     def restore(self) -> str:
         """Name of the restore job."""
         return f"{self.prefix}{RESTORE_JOB}"
+
+    @property
+    def reset_offsets(self) -> str:
+        """Name of the job that resets consumer groups."""
+        return f"{self.prefix}{RESET_JOB}"
 
     def job(self, name: str) -> str:
         """Name of another job."""
@@ -163,6 +170,12 @@ def cluster_definitions(
             job,
             restore,
             drill,
+            build_reset_offsets_job(
+                name=names.reset_offsets,
+                resource_key=names.resource,
+                rollback_job_name=names.job(ROLLBACK_JOB),
+            ),
+            build_rollback_offsets_job(name=names.job(ROLLBACK_JOB), resource_key=names.resource),
             build_verify_job(name=names.job(VERIFY_JOB), resource_key=names.resource),
             build_expire_job(name=names.job(EXPIRE_JOB), resource_key=names.resource),
         ],

@@ -58,12 +58,18 @@ def build_definitions(
     names = Names.of(cluster_name)
     if isinstance(config, str | Path):
         resource: object = KafkaBackupResource.from_yaml(
-            config, location_name=location_name, restore_job_name=names.restore
+            config,
+            location_name=location_name,
+            restore_job_name=names.restore,
+            reset_job_name=names.reset_offsets,
         )
         config = load_config(config)
     else:
         resource = KafkaBackupResource.from_config(
-            config, location_name=location_name, restore_job_name=names.restore
+            config,
+            location_name=location_name,
+            restore_job_name=names.restore,
+            reset_job_name=names.reset_offsets,
         ).hidden()
     defs = cluster_definitions(
         config.backup,

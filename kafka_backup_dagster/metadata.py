@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 MAX_ROWS = 100
 """Rows of one table; every one is stored with the event, in each window."""
 MAX_LINKED_TOPICS = 50
-RESTORE_JOB = "restore"
+RESTORE_JOB, RESET_JOB, ROLLBACK_JOB = "restore", "reset_offsets", "rollback_offsets"
 DEFAULT_LOCATION = "kafka_backup"
 """The code location's name in workspace.yaml."""
 
@@ -62,10 +62,17 @@ def timestamp(milliseconds: int) -> dg.TimestampMetadataValue:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launchpad:
-    """Where restores are launched: the code location that has the restore job, and the job's name."""
+    """Where a form is launched: the code location that has the job, and the job's name."""
 
     location_name: str
     job_name: str = RESTORE_JOB
+
+
+def launchpad_link(text: str, launchpad: Launchpad, form: Mapping[str, object]) -> dg.MarkdownMetadataValue:
+    """Return a link that opens a job's Launchpad with its form filled in."""
+    config = yaml.safe_dump(dict(form), sort_keys=False)
+    path = f"/locations/{quote(launchpad.location_name, safe='@')}/jobs/{launchpad.job_name}/playground/setup"
+    return dg.MetadataValue.md(f"[{text}]({path}?config={quote(config, safe='')})")
 
 
 def restore_link(
@@ -88,9 +95,16 @@ def restore_link(
         "prefix": "restored-",
         "capture": capture,
     }
-    form = yaml.safe_dump(config, sort_keys=False)
-    path = f"/locations/{quote(launchpad.location_name, safe='@')}/jobs/{launchpad.job_name}/playground/setup"
-    return dg.MetadataValue.md(f"[Restore to this point]({path}?config={quote(form, safe='')})")
+    return launchpad_link("Restore to this point", launchpad, config)
+
+
+def reset_link(launchpad: Launchpad, *, snapshot: str) -> dg.MarkdownMetadataValue:
+    """Return a link that opens the Launchpad of the reset job, filled in for one group snapshot.
+
+    Launching it at once changes nothing: it is a dry run.
+    """
+    form = {"groups": ["*"], "mode": "dry_run", "snapshot": snapshot}
+    return launchpad_link("Reset groups to this point", launchpad, form)
 
 
 def red_lines(heading: str, lines: Sequence[str]) -> dg.MarkdownMetadataValue:

@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
 
 from kafka_backup.errors import (
     AuthorizationError,
@@ -67,8 +67,9 @@ from kafka_backup.repository.group_store import OPEN_STATES, GroupStore, ResetFo
 from kafka_backup.restore_findings import NOT_AUTHORIZED
 from kafka_backup.restore_plan import renamed
 from kafka_backup.selection import FilterKind, GroupSelection, TopicSelection
-from kafka_backup.times import format_time
+from kafka_backup.times import format_time, parse_time
 
+Destination = dict[str, Any]
 _NOT_FOUND = -1
 """What ListOffsets answers for a time after the last record."""
 
@@ -181,6 +182,27 @@ def make_plan(request: ResetRequest, *, cluster: Cluster, saved: SavedPositions 
         UnreachableError: the cluster does not answer.
     """
     return _Planner(request, cluster=cluster, saved=saved).plan()
+
+
+def parse_destination(text: str) -> Destination:
+    """Read a place in the log: ``earliest``, ``latest``, an offset, or an RFC 3339 time.
+
+    Returns:
+        The fields of a `ResetRequest` that say so.
+
+    Raises:
+        ConfigurationError: it is none of these.
+    """
+    if text in ("earliest", "latest"):
+        return {"to": text}
+    if text.isascii() and text.isdecimal():
+        if int(text) >= 2**63:
+            raise ConfigurationError(f"the offset {text} does not fit 64 bits")
+        return {"to": "offset", "to_offset": int(text)}
+    try:
+        return {"to": "time", "to_ms": parse_time(text)}
+    except ConfigurationError as error:
+        raise ConfigurationError(f"neither earliest, latest nor an offset, and {error}") from error
 
 
 def digest_of(request: ResetRequest, cluster_id: str) -> str:

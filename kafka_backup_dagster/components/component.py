@@ -246,8 +246,11 @@ class KafkaBackupComponent(dg.StateBackedComponent, dg.Model, dg.Resolvable):
         Raises:
             ConfigurationError: a variable is not set, or a value is wrong.
         """
+        names = Names.of(self.cluster_name)
         return KafkaBackupResource.from_config(
-            self._engine_config(None), restore_job_name=Names.of(self.cluster_name).restore
+            self._engine_config(None),
+            restore_job_name=names.restore,
+            reset_job_name=names.reset_offsets,
         )
 
     def write_state_to_path(self, state_path: Path) -> None:

@@ -1,16 +1,23 @@
 """The restore job: a flat form in the Launchpad, a dry run unless told otherwise."""
 
-import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
 import dagster as dg
-from pydantic import ConfigDict, Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from kafka_backup_dagster.assets.translator import restored_topic_key
 from kafka_backup_dagster.errors import as_failure
 from kafka_backup_dagster.interrupts import run_interruptibly
-from kafka_backup_dagster.jobs.forms import DRY_RUN, build_form_job, refuse_bad_form
+from kafka_backup_dagster.jobs.forms import (
+    DRY_RUN,
+    RenameConfig,
+    build_form_job,
+    milliseconds,
+    refuse_bad_form,
+    rename_rules,
+    sentences,
+)
 from kafka_backup_dagster.jobs.progress import RestoreProgressLog
 from kafka_backup_dagster.metadata import (
     RESTORE_JOB,
@@ -23,13 +30,6 @@ from kafka_backup_dagster.resources.resource import KafkaBackupResource
 
 if TYPE_CHECKING:
     from kafka_backup import Engine, RestorePlan, RestoreReport, RestoreRequest
-
-
-class RenameConfig(dg.Config):
-    """A rule that gives restored topics new names."""
-
-    pattern: str = Field(description="A Python regular expression that must match a topic's whole name.")
-    replacement: str = Field(description=r"The new name; \1 stands for the first group of the pattern.")
 
 
 class RestoreConfig(dg.Config):
@@ -87,56 +87,31 @@ class RestoreConfig(dg.Config):
         Raises:
             ValueError: a value is wrong; the message names it.
         """
-        from kafka_backup.errors import ConfigurationError
-        from kafka_backup.repository.restore_documents import RenameRule, RestoreRequest
+        from kafka_backup.repository.restore_documents import RestoreRequest
         from kafka_backup.selection import TopicSelection
 
-        for rule in self.rename:
-            try:
-                re.compile(rule.pattern)
-            except re.error as error:
-                raise ValueError(f"rename: {rule.pattern!r} is not a regular expression ({error})") from error
-        try:
+        with sentences("topics"):
             TopicSelection.parse(self.topics)
-        except ConfigurationError as error:
-            raise ValueError(f"topics: {error}") from error
         if any(partition < 0 for partition in self.partitions):
             raise ValueError(f"partitions: {self.partitions} has a negative number")
-        from_ms, until_ms = _time("from_time", self.from_time), _time("until_time", self.until_time)
+        from_ms, until_ms = (
+            milliseconds("from_time", self.from_time),
+            milliseconds("until_time", self.until_time),
+        )
         if from_ms is not None and until_ms is not None and from_ms > until_ms:
             raise ValueError(f"from_time {self.from_time} is after until_time {self.until_time}")
-        try:
+        with sentences():
             return RestoreRequest(
                 restore_id=self.restore_id,
                 topics=tuple(self.topics),
                 partitions=tuple(self.partitions),
-                rename=tuple(
-                    RenameRule(pattern=rule.pattern, replacement=rule.replacement) for rule in self.rename
-                ),
+                rename=rename_rules(self.rename),
                 prefix=self.prefix,
                 from_ms=from_ms,
                 until_ms=until_ms,
                 capture=self.capture,
                 incarnation=self.incarnation,
             )
-        except ValidationError as error:
-            problems = (
-                f"{'.'.join(map(str, item['loc']))}: {item['msg'].removeprefix('Value error, ')}"
-                for item in error.errors(include_url=False)
-            )
-            raise ValueError("; ".join(problems)) from error
-
-
-def _time(name: str, text: str | None) -> int | None:
-    from kafka_backup.errors import ConfigurationError
-    from kafka_backup.times import parse_time
-
-    if text is None:
-        return None
-    try:
-        return parse_time(text)
-    except ConfigurationError as error:
-        raise ValueError(f"{name}: {error}") from error
 
 
 def build_restore_job(

@@ -14,6 +14,7 @@ from kafka_backup_dagster.metadata import (
     mb_per_second,
     partitions_table,
     red_lines,
+    reset_link,
     restore_link,
     table,
     timestamp,
@@ -28,9 +29,16 @@ _TRANSACTION_COLUMNS = ("topic", "partition", "producer_id", "first_offset", "he
 
 
 def materializations(
-    context: dg.AssetExecutionContext, asked: Selected, outcome: CaptureOutcome, *, launchpad: Launchpad
+    context: dg.AssetExecutionContext,
+    asked: Selected,
+    outcome: CaptureOutcome,
+    *,
+    restore: Launchpad,
+    reset: Launchpad,
 ) -> Iterator[dg.MaterializeResult[None]]:
     """Yield a materialization for each asset that is safe, then fail if one is not.
+
+    `restore` and `reset` are where its links lead.
 
     Raises:
         Failure: naming everything that was not saved, lost offsets, or gave no result. It allows
@@ -50,10 +58,10 @@ def materializations(
         if topics.exact is not None and not mine:
             silent.append(key)
             continue
-        yield _topics_result(context, key, topics, mine, outcome, launchpad=launchpad)
+        yield _topics_result(context, key, topics, mine, outcome, launchpad=restore)
     if asked.groups is not None and has_groups:
         if outcome.groups is not None:
-            yield groups_result(context, asked.groups, outcome.groups)
+            yield groups_result(context, asked.groups, outcome.groups, launchpad=reset)
         elif outcome.finished.status == "held":
             yield _held_groups(context, asked.groups, outcome.finished)
         else:
@@ -105,12 +113,17 @@ def _topics_result(
 
 
 def groups_result(
-    context: dg.AssetExecutionContext, key: dg.AssetKey, taken: "GroupSnapshotTaken"
+    context: dg.AssetExecutionContext,
+    key: dg.AssetKey,
+    taken: "GroupSnapshotTaken",
+    *,
+    launchpad: Launchpad,
 ) -> dg.MaterializeResult[None]:
     """Return the materialization of a snapshot of consumer groups."""
     return dg.MaterializeResult(
         asset_key=key,
         metadata={
+            "kafka_backup/reset": reset_link(launchpad, snapshot=taken.snapshot),
             _records_key(context, key): dg.MetadataValue.int(taken.positions),
             "kafka_backup/groups": dg.MetadataValue.int(taken.groups),
             "kafka_backup/positions": dg.MetadataValue.int(taken.positions),

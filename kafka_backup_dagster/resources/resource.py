@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from kafka_backup_dagster.errors import as_failure
 from kafka_backup_dagster.interrupts import run_interruptibly
-from kafka_backup_dagster.metadata import RESTORE_JOB, Launchpad, location_of
+from kafka_backup_dagster.metadata import RESET_JOB, RESTORE_JOB, Launchpad, location_of
 from kafka_backup_dagster.resources.capture import run_capture, selected, take_groups, window_of
 from kafka_backup_dagster.resources.materializations import groups_result, materializations
 
@@ -100,6 +100,9 @@ class KafkaBackupResource(dg.ConfigurableResource["KafkaBackupResource"]):
     restore_job_name: str = Field(
         default=RESTORE_JOB, description="Name of the restore job that the links open."
     )
+    reset_job_name: str = Field(
+        default=RESET_JOB, description="Name of the job that resets consumer groups, for the links."
+    )
 
     @model_validator(mode="after")
     def _has_one_source(self) -> "KafkaBackupResource":
@@ -112,13 +115,19 @@ class KafkaBackupResource(dg.ConfigurableResource["KafkaBackupResource"]):
 
     @classmethod
     def from_yaml(
-        cls, path: str | Path, *, location_name: str | None = None, restore_job_name: str = RESTORE_JOB
+        cls,
+        path: str | Path,
+        *,
+        location_name: str | None = None,
+        restore_job_name: str = RESTORE_JOB,
+        reset_job_name: str = RESET_JOB,
     ) -> "KafkaBackupResource":
         """Return a resource that reads a ``kafka-backup.yaml`` when it is first used."""
         return cls(
             config_path=str(Path(path).absolute()),
             location_name=location_name,
             restore_job_name=restore_job_name,
+            reset_job_name=reset_job_name,
         )
 
     @classmethod
@@ -128,6 +137,7 @@ class KafkaBackupResource(dg.ConfigurableResource["KafkaBackupResource"]):
         *,
         location_name: str | None = None,
         restore_job_name: str = RESTORE_JOB,
+        reset_job_name: str = RESET_JOB,
     ) -> "KafkaBackupResource":
         """Return a resource for an engine's configuration.
 
@@ -155,6 +165,7 @@ class KafkaBackupResource(dg.ConfigurableResource["KafkaBackupResource"]):
             start=config.backup.start,
             location_name=location_name,
             restore_job_name=restore_job_name,
+            reset_job_name=reset_job_name,
         )
 
     def hidden(self) -> dg.ResourceDefinition:
@@ -242,9 +253,9 @@ class KafkaBackupResource(dg.ConfigurableResource["KafkaBackupResource"]):
         from kafka_backup.engine import Engine
 
         asked = selected(context)
-        launchpad = Launchpad(
-            location_name=self.location_name or location_of(context), job_name=self.restore_job_name
-        )
+        location = self.location_name or location_of(context)
+        restore = Launchpad(location_name=location, job_name=self.restore_job_name)
+        reset = Launchpad(location_name=location, job_name=self.reset_job_name)
         with as_failure():
             config = self.engine_config()
             include, exclude = asked.filters(excluded=config.backup.exclude)
@@ -255,7 +266,7 @@ class KafkaBackupResource(dg.ConfigurableResource["KafkaBackupResource"]):
             with Engine.open(config.model_copy(update={"backup": backup})) as engine:
                 if not asked.topics and asked.groups is not None:
                     taken = run_interruptibly(lambda stop: take_groups(engine, stop=stop))
-                    yield groups_result(context, asked.groups, taken)
+                    yield groups_result(context, asked.groups, taken, launchpad=reset)
                     return
                 outcome = run_capture(engine, include, window=window_of(context), log=context.log)
-        yield from materializations(context, asked, outcome, launchpad=launchpad)
+        yield from materializations(context, asked, outcome, restore=restore, reset=reset)

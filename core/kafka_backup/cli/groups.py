@@ -20,7 +20,7 @@ from kafka_backup.errors import (
     KafkaBackupError,
 )
 from kafka_backup.groups import PlannedReset
-from kafka_backup.offset_automation import ResetReport, error_of
+from kafka_backup.offset_automation import Destination, ResetReport, error_of, parse_destination
 from kafka_backup.offset_rollback import RollbackPlan
 from kafka_backup.position_mover import MoveResult
 from kafka_backup.progress import StopToken
@@ -32,25 +32,9 @@ from kafka_backup.repository.group_documents import (
     SavedGroup,
 )
 from kafka_backup.selection import GroupSelection
-from kafka_backup.times import format_time, parse_time
+from kafka_backup.times import format_time
 
-Destination = dict[str, Any]
-
-
-def _destination(text: str) -> Destination:
-    if text in ("earliest", "latest"):
-        return {"to": text}
-    if text.isascii() and text.isdecimal():
-        if int(text) >= 2**63:
-            raise ConfigurationError(f"the offset {text} does not fit 64 bits")
-        return {"to": "offset", "to_offset": int(text)}
-    try:
-        return {"to": "time", "to_ms": parse_time(text)}
-    except ConfigurationError as error:
-        raise ConfigurationError(f"neither earliest, latest nor an offset, and {error}") from error
-
-
-DESTINATION = Parsed("where", _destination)
+DESTINATION = Parsed("where", parse_destination)
 
 
 @main.group()
