@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from typing import Literal
 
@@ -75,7 +74,7 @@ from kafka_backup.repository.segments import Compression, SegmentWriter
 from kafka_backup.repository.store import Store
 from kafka_backup.rights import check_capture
 from kafka_backup.selection import TopicSelection
-from kafka_backup.times import time_in_id
+from kafka_backup.times import format_time, time_in_id
 from kafka_backup.topic_capture import PartitionState, Stage, TopicState
 
 _log = logging.getLogger(__name__)
@@ -110,7 +109,11 @@ def run(
     started_at = time.time_ns() // 1_000_000
     if window is not None and window.end > started_at:
         raise ConfigurationError(
-            f"the window ends in the future ({_utc(window.end)}): a capture now could not hold all of it"
+            f"the window ends in the future ({format_time(window.end)}): a capture now could not hold all of it"
+        )
+    if settings.start is not None and settings.start > started_at:
+        raise ConfigurationError(
+            f"backup.start is in the future ({format_time(settings.start)}): everything that is there now would be left out"
         )
     stop = StopToken(stop)
     cluster = cluster.stoppable(stop.check)
@@ -123,17 +126,17 @@ def run(
         for name in stored - set(metadata.topics) - metadata.disputed
         if selection.includes(name, internal=name in INTERNAL_TOPICS)
     }
-    selected = selection.select(
-        {*metadata.topics, *metadata.disputed, *vanished},
-        internal={name for name, topic in metadata.topics.items() if topic.is_internal} | INTERNAL_TOPICS,
-        where=f"cluster {metadata.cluster_id}",
-    )
+    existing = {*metadata.topics, *metadata.disputed, *vanished}
+    internal = {name for name, topic in metadata.topics.items() if topic.is_internal} | INTERNAL_TOPICS
+    selected = selection.select(existing, internal=internal, where=f"cluster {metadata.cluster_id}")
     if not selected:
         raise ConfigurationError("no topic of the cluster matches the selection; nothing to back up")
+    for idle in selection.idle(existing, internal=internal):
+        _log.warning("no topic of the cluster matches the filter %s", idle)
     topics = [name for name in selected if name in metadata.topics]
     if repository is None:
         repository = Repository.open(store, cluster_id=metadata.cluster_id, create=True)
-    if window is not None and (holder := _holder(window, topics, repository)):
+    if window is not None and (holder := _holder(window, topics, repository, now=started_at)):
         yield CaptureFinished(
             capture=holder.capture_id,
             status="held",
@@ -158,25 +161,25 @@ def run(
     yield from capture.run({name: metadata.topics[name] for name in topics}, stored=stored)
 
 
-def _holder(window: Window, topics: Sequence[str], repository: Repository) -> Capture | None:
-    """The oldest capture of a newer window that holds everything of `window`, if there is one."""
+def _holder(window: Window, topics: Sequence[str], repository: Repository, *, now: int) -> Capture | None:
+    """The oldest capture of a newer window that holds everything of `window`, if there is one.
+
+    One that began in the future began by a wrong clock: what it holds nobody can tell by times.
+    """
     wanted = set(topics)
     holder: Capture | None = None
     for capture in repository.newest_captures():
         if capture.started_at < window.end:  # neither this one nor any before it
             break
         if (
-            capture.window is not None
+            capture.started_at <= now
+            and capture.window is not None
             and capture.window.end > window.end
             and capture.status != "partial"
             and wanted <= {topic.topic for topic in capture.topics}
         ):
             holder = capture
     return holder
-
-
-def _utc(milliseconds: int) -> str:
-    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="milliseconds")
 
 
 def _new_capture_id(started_at: int) -> str:

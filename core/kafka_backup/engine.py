@@ -134,13 +134,13 @@ class Engine:
             stop: ends the capture at its next safe point with CancelledError.
 
         Raises:
-            ConfigurationError: a named topic does not exist, a filter is malformed.
+            ConfigurationError: a named topic does not exist or is excluded, a filter is malformed.
             UnreachableError: brokers or store could not be reached at all. A single partition that
                 cannot be reached is a TopicFailed event instead.
             RefusedError: the repository belongs to another cluster, or another writer interfered.
         """
         backup = self.config.backup
-        selection = TopicSelection.parse(topics, backup.exclude) if topics is not None else backup.selection
+        selection = TopicSelection.instead(topics, backup.exclude) if topics is not None else backup.selection
         return _backup.run(
             cluster=self._source.cluster,
             admin=self._source.admin,

@@ -114,6 +114,10 @@ class GroupFilter(NameFilter):
         return super().parse(text)
 
 
+def _takes(wanted: TopicFilter, topic: str, internal: bool) -> bool:
+    return (not internal or wanted.kind is FilterKind.EXACT) and wanted.matches(topic)
+
+
 @dataclass(frozen=True, slots=True)
 class TopicSelection:
     """The topics that some filters include and none excludes.
@@ -129,10 +133,32 @@ class TopicSelection:
         """Read filters as written; raises ConfigurationError for a malformed one."""
         return cls(tuple(map(TopicFilter.parse, include)), tuple(map(TopicFilter.parse, exclude)))
 
+    @classmethod
+    def instead(cls, include: Iterable[str], exclude: Iterable[str]) -> TopicSelection:
+        """Read filters that are given in place of the configured ones, whose exclusions stay in force.
+
+        Raises:
+            ConfigurationError: a filter is malformed, or an exclusion takes away a topic that is named exactly.
+        """
+        selection = cls.parse(include, exclude)
+        for wanted in selection.include:
+            against = [f.text for f in selection.exclude if f.matches(wanted.text)]
+            if wanted.kind is FilterKind.EXACT and against:
+                raise ConfigurationError(
+                    f"topic {wanted.text!r} was named, and the configuration excludes it ({', '.join(against)})"
+                )
+        return selection
+
     def includes(self, topic: str, *, internal: bool = False) -> bool:
         """Whether the selection takes this topic."""
-        wanted = any(f.matches(topic) for f in self.include if not internal or f.kind is FilterKind.EXACT)
+        wanted = any(_takes(f, topic, internal) for f in self.include)
         return wanted and not any(f.matches(topic) for f in self.exclude)
+
+    def idle(self, topics: Iterable[str], *, internal: Iterable[str] = ()) -> Sequence[str]:
+        """Return the filters that match none of these topics, as they are written; see `select`."""
+        hidden = set(internal)
+        names = [(name, name in hidden) for name in topics]
+        return [f.text for f in self.include if not any(_takes(f, name, inner) for name, inner in names)]
 
     def select(self, topics: Iterable[str], *, internal: Iterable[str] = (), where: str) -> Sequence[str]:
         """Return the selected names, sorted.

@@ -105,7 +105,7 @@ def test_a_person_sees_bytes_records_rate_lag_and_time_left(kafka: KafkaCluster,
     topic = new_topic(kafka)
     records = [NewRecord(secrets.token_bytes(1000)) for _ in range(3000)]
     produce(kafka.bootstrap_servers, topic, records, config={"batch.size": 50_000})
-    Shell(tmp_path, kafka.bootstrap_servers, max_bytes_per_second="1MB", consumer_groups=[])
+    Shell(tmp_path, kafka.bootstrap_servers, max_bytes_per_second="500KB", consumer_groups=[])
     ours, theirs = pty.openpty()
     environment = {**os.environ, "COLUMNS": "200", "TERM": "xterm"}
     process = subprocess.Popen(
@@ -125,8 +125,6 @@ def test_a_person_sees_bytes_records_rate_lag_and_time_left(kafka: KafkaCluster,
     os.close(ours)
     assert process.wait(60) == 0
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen.decode(errors="replace"))
-    shown = re.search(
-        rf"{topic}.*?\d+% [\d.]+ MB +[\d,]+ records +[\d.]+ [kM]?B/s +lag ([\d,]+) +\d:\d\d:\d\d", text
-    )
-    assert shown, text
-    assert 0 < int(shown[1].replace(",", "")) < 3000
+    row = rf"{topic}.*?\d+% [\d.]+ MB +[\d,]+ records +[\d.]+ [kM]?B/s +lag ([\d,]+) +\d:\d\d:\d\d"
+    lags = [int(shown[1].replace(",", "")) for shown in re.finditer(row, text)]
+    assert any(0 < lag < 3000 for lag in lags), text

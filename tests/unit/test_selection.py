@@ -145,6 +145,29 @@ def test_a_named_topic_must_exist() -> None:
     assert TopicSelection.parse(["ordres*"]).select(["orders"], where="cluster abc") == []
 
 
+def test_a_named_topic_must_not_be_excluded() -> None:
+    """Filters in place of the configured ones, of which an exclusion takes one away that is a name.
+
+    "All but these" is meant, "this one" against an exclusion elsewhere is a mistake of one of the two.
+    The topic that somebody typed would be left out of the capture without a word.
+    """
+    with pytest.raises(ConfigurationError, match=r"'tmp-1' was named.*excludes it \(tmp-\*, /1\$/\)"):
+        TopicSelection.instead(["orders", "tmp-1"], ["tmp-*", "x", "/1$/"])
+    chosen = TopicSelection.instead(["orders", "tmp-?"], ["tmp-*"])
+    assert chosen.select(["orders", "tmp-1"], where="the cluster") == ["orders"]
+
+
+def test_filters_that_match_nothing_are_told() -> None:
+    """Filters of which some match a topic, an excluded or internal topic, or none.
+
+    A wildcard may match nothing, for topics come and go.
+    One with a slip in it would go on for months as a backup of nothing.
+    """
+    chosen = TopicSelection.parse(["*", "tmp-*", "oders*", "/^__/", "__consumer_offsets"], ["tmp-*"])
+    names, internal = ["orders", "tmp-1", "__consumer_offsets"], ["__consumer_offsets"]
+    assert chosen.idle(names, internal=internal) == ["oders*", "/^__/"]
+
+
 @given(st.lists(NAMES, max_size=20))
 def test_selected_names_are_sorted_and_unique(names: list[str]) -> None:
     """The selection of all topics gives each name once, in order.

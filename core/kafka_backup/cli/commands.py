@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NoReturn
 
 import click
@@ -40,7 +40,7 @@ def _rename_rule(text: str) -> RenameRule:
 WINDOW = Parsed("start/end", parse_window)
 RENAME = Parsed("pattern=replacement", _rename_rule)
 _SHOWN = 10
-"""Open transactions that are told one by one."""
+"""Notes of one kind that are told one by one."""
 
 
 class Program(click.Group):
@@ -163,18 +163,35 @@ def backup(session: Session, topics: tuple[str, ...], window: Window | None, acc
                     f"unclean leader election. What earlier captures hold of [{cut['start']}, {cut['end']}) is not "
                     "part of the topic any more; restore --capture with an older one brings it back"
                 )
-    for transaction in document["open_transactions"][:_SHOWN]:
-        session.say(
-            f"note: {transaction['topic']} [{transaction['partition']}]: producer {transaction['producer_id']} (epoch "
-            f"{transaction['producer_epoch']}) has a transaction open since offset {transaction['first_offset']}, "
-            f"for {transaction['age_seconds']:,.0f} s; {transaction['held_back']:,} offsets wait for it. If it hangs, "
-            "end it with kafka-transactions.sh abort"
-        )
-    if (more := len(document["open_transactions"]) - _SHOWN) > 0:
-        session.say(f"note: {more} more open transactions (--json tells all)")
+    _notes(session, [_of_transaction(each) for each in document["open_transactions"]], "open transactions")
+    _notes(session, list(_left_out(document)), "partitions that do not begin at their log start")
     if document["status"] == "held":
         session.say(f"nothing to do: capture {document['capture']} holds this window")
     return answer.exit_code
+
+
+def _notes(session: Session, notes: Sequence[str], noun: str) -> None:
+    for note in notes[:_SHOWN]:
+        session.say(f"note: {note}")
+    if (more := len(notes) - _SHOWN) > 0:
+        session.say(f"note: {more} more {noun} (--json tells all)")
+
+
+def _of_transaction(transaction: Document) -> str:
+    return (
+        f"{transaction['topic']} [{transaction['partition']}]: producer {transaction['producer_id']} (epoch "
+        f"{transaction['producer_epoch']}) has a transaction open since offset {transaction['first_offset']}, "
+        f"for {transaction['age_seconds']:,.0f} s; {transaction['held_back']:,} offsets wait for it. If it hangs, "
+        "end it with kafka-transactions.sh abort"
+    )
+
+
+def _left_out(document: Document) -> Iterator[str]:
+    for topic in document["topics"]:
+        for part in topic["partitions"]:
+            if (span := part["not_captured"]) is not None:
+                place = f"{topic['topic']} [{part['partition']}]"
+                yield f"{place}: offsets [{span['start']}, {span['end']}) are left out, as backup.start says"
 
 
 @main.command("list")
