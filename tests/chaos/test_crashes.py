@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import secrets
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,11 +24,11 @@ from tests.support.kafka_cluster import KafkaCluster
 from tests.support.mortal import POINTS
 from tests.support.records import NewRecord, Record, decode_records, renumbered
 from tests.support.shell import COMMAND, Shell
+from tests.support.together import try_all
 from tests.support.topics import ends, new_topic, produce, read_topic, topic_config
 
 MORTAL = [sys.executable, "-m", "tests.support.mortal"]
 ROOT = Path(__file__).parents[2]
-AT_ONCE = 4
 CRASHES = int(os.environ.get("CRASHES", "30"))
 """Random moments to kill at; `make crashes CRASHES=300` tries more."""
 SETTINGS = {"retention.ms": str(10**12), "max.message.bytes": "2000000"}
@@ -148,19 +148,9 @@ def _kill_at(point: str, shell: Shell, arguments: Sequence[str]) -> None:
     assert code == -9, "it did not come to this point"
 
 
-def _each(names: Sequence[str], attempt: Callable[[int, str], None]) -> None:
-    """Try all, some at once, and tell everything that went wrong, each by its name."""
-
-    def one(number: int) -> str | None:
-        try:
-            attempt(number, names[number])
-        except Exception as error:  # noqa: BLE001 - told below, under its name
-            return f"{names[number]}: {type(error).__name__}: {error}"
-        return None
-
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        wrong = [problem for problem in pool.map(one, range(len(names))) if problem]
-    assert not wrong, "\n".join(wrong)
+def _file(point: str) -> str:
+    """A point's name as that of a file or a restore."""
+    return re.sub(r"\W+", "-", point)
 
 
 def _points(command: str) -> list[str]:
@@ -178,15 +168,15 @@ def test_a_backup_killed_at_any_point_is_completed(source: Source, tmp_path: Pat
     A half-written capture could be taken for a whole one, or stand in the way of the next.
     """
 
-    def attempt(number: int, point: str) -> None:
-        shell = _shell(source.kafka, tmp_path / str(number))
+    def attempt(point: str) -> None:
+        shell = _shell(source.kafka, tmp_path / _file(point))
         _kill_at(point, shell, _backup(source))
         if (shell.repository / "repository.json").exists():
             _check_repository(shell, source, whole=False)
         assert _run(COMMAND, shell, _backup(source)) == 0
         _check_repository(shell, source, whole=True)
 
-    _each(_points("backup"), attempt)
+    try_all(_points("backup"), attempt)
 
 
 @pytest.fixture(scope="module")
@@ -208,13 +198,13 @@ def test_a_restore_killed_at_any_point_is_completed(source: Source, captured: Sh
     What was sent and not acknowledged could be there twice, or not at all, under a report that says "verified".
     """
 
-    def attempt(number: int, point: str) -> None:
-        arguments = _restore(source, f"p{number}")
+    def attempt(point: str) -> None:
+        arguments = _restore(source, _file(point))
         _kill_at(point, captured, arguments)
         assert _run(COMMAND, captured, arguments) == 0
-        _check_restored(source, f"p{number}-")
+        _check_restored(source, f"{_file(point)}-")
 
-    _each(_points("restore"), attempt)
+    try_all(_points("restore"), attempt)
     _check_repository(captured, source, whole=True)
 
 
@@ -253,8 +243,8 @@ def test_an_expiry_killed_at_any_point_is_completed(expirable: tuple[Source, She
     A segment could be gone that a commit still promises, and the repository be damaged for good.
     """
 
-    def attempt(number: int, point: str) -> None:
-        source, shell = _expirable_copy(expirable, tmp_path / str(number))
+    def attempt(point: str) -> None:
+        source, shell = _expirable_copy(expirable, tmp_path / _file(point))
         before = len(shell.segments())
         _kill_at(point, shell, EXPIRE)
         _check_repository(shell, source, whole=True)
@@ -263,7 +253,7 @@ def test_an_expiry_killed_at_any_point_is_completed(expirable: tuple[Source, She
         assert len(shell.segments()) < before - 2
         assert _run(COMMAND, shell, _backup(source)) == 0
 
-    _each(_points("expire"), attempt)
+    try_all(_points("expire"), attempt)
 
 
 def test_killed_at_any_moment(
@@ -280,7 +270,7 @@ def test_killed_at_any_moment(
     assert _run(COMMAND, captured, _restore(source, f"timed{seed}")) == 0
     longest = time.monotonic() - began
 
-    def attempt(number: int, name: str) -> None:
+    def attempt(name: str) -> None:
         if name.startswith("backup"):
             topic, shell, arguments = source, _shell(source.kafka, tmp_path / name), _backup(source)
         elif name.startswith("expire"):
@@ -290,7 +280,7 @@ def test_killed_at_any_moment(
             topic, shell, arguments = source, captured, _restore(source, name)
         with _start(COMMAND, shell, arguments) as process:
             try:
-                process.wait(delays[number])
+                process.wait(delays[name])
             except subprocess.TimeoutExpired:
                 process.kill()
         assert _run(COMMAND, shell, arguments) == 0
@@ -300,5 +290,5 @@ def test_killed_at_any_moment(
             _check_repository(shell, topic, whole=True)
 
     names = [f"{('restore', 'backup', 'expire')[i % 3]}{i}-{seed}" for i in range(CRASHES)]
-    delays = [moments.uniform(0, longest) for _ in names]
-    _each(names, attempt)
+    delays = {name: moments.uniform(0, longest) for name in names}
+    try_all(names, attempt)

@@ -2,42 +2,28 @@
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 
-from kafka_backup import backup, retention
-from kafka_backup.config import BackupConfig
+from kafka_backup import retention
 from kafka_backup.errors import KafkaBackupError, WriterConflictError
 from kafka_backup.kafka.cluster import Cluster
 from kafka_backup.kafka.metadata import topic_id_text
 from kafka_backup.kafka.settings import ConnectionSettings
-from kafka_backup.kafka.topics import ConfigValue
 from kafka_backup.progress import CaptureFinished, StopToken, TopicCommitted, TopicFailed
 from kafka_backup.repository import layout
 from kafka_backup.repository.repository import Repository
-from kafka_backup.repository.store import Store
 from kafka_backup.retention import RetentionPolicy
-from kafka_backup.selection import TopicSelection
-from kafka_backup.verify import verify
 from tests.support.scripted_cluster import ScriptedCluster, ScriptedTopic
 from tests.unit.faults import Fault, FaultyStore, ProcessDied
-from tests.unit.repositories import batch, live_records, memory_store
-
-TOPIC = "orders"
-VALUE = bytes(50_000)
-"""Two batches of one record make a segment: segments are closed at 64 KiB."""
+from tests.unit.repositories import batch, memory_store
+from tests.unit.scripted_captures import TOPIC, VALUE, capture, check, scripted_topic
 
 
 @pytest.fixture
 def topic() -> ScriptedTopic:
-    """Five records in the first partition, two in the second, one batch each; nothing in the third."""
-    made = ScriptedTopic(TOPIC, uuid.UUID(int=7))
-    for partition, count in enumerate((5, 2, 0)):
-        made.partitions[partition] = [(n, n, batch(n, 1, value=VALUE)) for n in range(count)]
-    return made
+    return scripted_topic()
 
 
 @pytest.fixture
@@ -47,47 +33,6 @@ def cluster(topic: ScriptedTopic) -> Iterator[Cluster]:
         opened = Cluster(settings, retry_seconds=10)
         yield opened
         opened.close()
-
-
-class _Admin:
-    """Describes every topic as one without settings of its own."""
-
-    def describe_each(self, topics: Sequence[str]) -> Mapping[str, Mapping[str, ConfigValue]]:
-        return {name: {} for name in topics}
-
-
-def capture(cluster: Cluster, store: Store) -> list[Any]:
-    """One capture by the engine, one partition after the other, so that calls come in the same order each time."""
-    return list(
-        backup.run(
-            cluster=cluster,
-            admin=_Admin(),  # type: ignore[arg-type]
-            store=store,
-            selection=TopicSelection.parse([TOPIC]),
-            settings=BackupConfig(consumer_groups=(), segment_bytes="64KiB", max_concurrent_partitions=1),
-            retry_seconds=10,
-            window=None,
-            accept_missing=False,
-            stop=StopToken(),
-        )
-    )
-
-
-def check(store: Store, topic: ScriptedTopic, *, whole: bool) -> None:
-    """What is committed is whole, in order, without hole or duplicate; with `whole` it is all that there is."""
-    keys = [info.key for info in store.list("")]
-    if layout.REPOSITORY not in keys:
-        assert not whole
-        return
-    repository = Repository.open(store, cluster_id=None, create=False)
-    log = repository.commit_log(TOPIC, topic_id_text(topic.topic_id))
-    for partition in topic.partitions:
-        found = [record.offset for record in live_records(store, log, partition)]
-        assert found == list(range(len(found)))
-        if whole:
-            assert len(found) == topic.end(partition)
-    report = verify(repository, selection=None, level="data", stop=None)
-    assert report.status == "ok", report.problems
 
 
 @pytest.mark.parametrize("fault", list(Fault))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 from kafka_backup.errors import ConfigurationError, DamagedError, RefusedError
 from kafka_backup.repository.documents import Capture, RepositoryDocument
 from kafka_backup.repository.layout import REPOSITORY, capture_key, commit_key
 from kafka_backup.repository.repository import Repository
-from kafka_backup.repository.store import Store
+from kafka_backup.repository.store import ObjectInfo, Store
 from tests.unit.faults import Fault, FaultyStore
 from tests.unit.repositories import (
     CLUSTER,
@@ -137,6 +139,26 @@ def test_captures_by_time() -> None:
     for unknown in ("x", "../a", ""):
         with pytest.raises(ConfigurationError, match="holds no capture"):
             repository.capture(unknown)
+
+
+def test_a_capture_that_is_listed_and_not_there_is_damage() -> None:
+    """A capture that the store lists and cannot give is damage, not a wrong request.
+
+    It matters because captures are never deleted: a store that lies about one may lie about others.
+    A backup would stop with "the request is wrong" although nobody requested anything.
+    """
+
+    class Lying(FaultyStore):
+        def list(self, folder: str, start_after: str = "") -> Iterator[ObjectInfo]:
+            yield from super().list(folder, start_after)
+            yield ObjectInfo(key=capture_key("never"), size=9)
+
+    store = memory_store()
+    capture(store, {0: []}, capture_id="known")
+    repository = opened(Lying(store))
+    for read in (repository.captures, repository.newest_capture, lambda: list(repository.newest_captures())):
+        with pytest.raises(DamagedError, match=r"captures/never\.json is listed"):
+            read()
 
 
 def test_a_capture_under_another_id_is_damage() -> None:

@@ -159,6 +159,11 @@ def capture_key(capture_id: str) -> str:
     return f"{CAPTURES}{_identifier(capture_id)}.json"
 
 
+def is_capture_id(text: str) -> bool:
+    """Whether a capture can have this id."""
+    return _accepts(_identifier, text)
+
+
 def parse_capture_key(key: str) -> str | None:
     """Return the capture id in a listed key, None if the key is no capture's."""
     name = key.removeprefix(CAPTURES).removesuffix(".json")

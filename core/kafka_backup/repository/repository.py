@@ -165,7 +165,7 @@ class Repository:
     def newest_capture(self) -> Capture | None:
         """Return the newest capture, None if there is none."""
         ids = self.capture_ids()
-        return self.capture(ids[-1]) if ids else None
+        return self._listed_capture(ids[-1]) if ids else None
 
     def restore_requests(self) -> Iterator[tuple[str, bytes]]:
         """Yield key and content of every file that somebody dropped to ask for a restore.
@@ -189,7 +189,7 @@ class Repository:
         """
         for capture_id in reversed(self.capture_ids()):
             if before is None or capture_id < before:
-                yield self.capture(capture_id)
+                yield self._listed_capture(capture_id)
 
     def capture(self, capture_id: str) -> Capture:
         """Return one capture.
@@ -198,24 +198,41 @@ class Repository:
             ConfigurationError: there is none with this id.
             DamagedError: it is unreadable, or stored under another id.
         """
+        if not layout.is_capture_id(capture_id) or (found := self._known_capture(capture_id)) is None:
+            raise ConfigurationError(f"the repository at {self.store.url} holds no capture {capture_id!r}")
+        return found
+
+    def read_capture(self, capture_id: str) -> Capture:
+        """Read a capture that was listed, and do not keep it: for those who read very many.
+
+        Raises:
+            DamagedError: it is unreadable, stored under another id, or not there although it was listed.
+        """
+        return self._there(capture_id, self._find_capture(capture_id))
+
+    def _listed_capture(self, capture_id: str) -> Capture:
+        return self._there(capture_id, self._known_capture(capture_id))
+
+    def _there(self, capture_id: str, found: Capture | None) -> Capture:
+        if found is None:
+            raise DamagedError(
+                f"{self.store.url}/{layout.capture_key(capture_id)} is listed and cannot be read: it does not exist. Run "
+                "again; if it stays so, put it back from a copy of the repository"
+            )
+        return found
+
+    def _known_capture(self, capture_id: str) -> Capture | None:
         with self._lock:
             known = self._captures.get(capture_id)
-        if known is None:
-            known = self.read_capture(capture_id)
+        if known is None and (known := self._find_capture(capture_id)) is not None:
             with self._lock:
                 self._captures[capture_id] = known
         return known
 
-    def read_capture(self, capture_id: str) -> Capture:
-        """Read one capture and do not keep it: for those who read very many; see `capture`."""
-        try:
-            key = layout.capture_key(capture_id)
-        except ValueError:
-            raise self._no_such_capture(capture_id) from None
+    def _find_capture(self, capture_id: str) -> Capture | None:
+        key = layout.capture_key(capture_id)
         capture = read_document(self.store, key, Capture)
-        if capture is None:
-            raise self._no_such_capture(capture_id)
-        if capture.capture_id != capture_id:
+        if capture is not None and capture.capture_id != capture_id:
             raise DamagedError(
                 f"{self.store.url}/{key} is capture {capture.capture_id}; put the right object back from a copy"
             )
@@ -275,10 +292,7 @@ class Repository:
 
     def _read_captures(self, ids: Sequence[str]) -> Sequence[Capture]:
         with ThreadPoolExecutor(max_workers=_READERS, thread_name_prefix="captures") as pool:
-            return list(pool.map(self.capture, ids))
-
-    def _no_such_capture(self, capture_id: str) -> ConfigurationError:
-        return ConfigurationError(f"the repository at {self.store.url} holds no capture {capture_id!r}")
+            return list(pool.map(self._listed_capture, ids))
 
     def _witnessed_heads(self) -> dict[tuple[str, str], tuple[int, str, str]]:
         """Head, SHA-256 and capture id that the newest captures name for each incarnation; read once."""
