@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from kafka_backup.recovery_point import RecoveryPoint, recovery_points
 from kafka_backup.repository.documents import Capture, CapturedTopic, CaptureFailure
+from kafka_backup.repository.layout import capture_key
 from kafka_backup.repository.repository import Repository
+from tests.unit.faults import FaultyStore
 from tests.unit.repositories import CLUSTER, TOPIC_ID, memory_store
 
 
@@ -55,16 +57,18 @@ def test_no_more_captures_are_read_than_needed() -> None:
     A year of hourly captures is 8,760 objects; a check asks every few minutes.
     Could go wrong: each question reads all of them.
     """
-    repository = Repository.open(memory_store(), cluster_id=CLUSTER, create=True)
-    put(repository, 1, ["a"])
-    put(repository, 2, ["a"])
     read: list[str] = []
-    found = repository.capture
 
-    def capture(capture_id: str) -> Capture:
-        read.append(capture_id)
-        return found(capture_id)
+    class Counting(FaultyStore):
+        def get(self, key: str, start: int = 0, end: int | None = None) -> bytes:
+            read.append(key)
+            return super().get(key, start, end)
 
-    repository.capture = capture  # type: ignore[method-assign]
-    recovery_points(repository, ["a"])
-    assert len(read) == 1
+    store = memory_store()
+    repository = Repository.open(store, cluster_id=CLUSTER, create=True)
+    put(repository, 1, ["a"])
+    newest = put(repository, 2, ["a"])
+    asked = Repository.open(Counting(store), cluster_id=CLUSTER, create=False)
+    read.clear()
+    recovery_points(asked, ["a"])
+    assert read == [capture_key(newest)]
