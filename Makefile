@@ -11,7 +11,8 @@ JOBS ?= 2
 # More arguments for pytest: make unit ARGS="-k offsets --explain"
 ARGS ?=
 PYTEST := $(BIN)/pytest $(ARGS)
-PARALLEL := -n $(JOBS) --dist loadfile
+# Files in their order, chaos first and units last: the short ones fill the gaps at the end.
+PARALLEL := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: help
 help: ## this list
@@ -72,6 +73,11 @@ crashes: venv image ## kill backups, restores and expiries at random moments (CR
 .PHONY: mutants
 mutants: venv image ## take out lines that keep a promise, one at a time, and see whether a test notices (long)
 	$(BIN)/python scripts/mutants.py --jobs $(JOBS) $(ARGS)
+
+RUNS ?= 10
+.PHONY: flake-hunt
+flake-hunt: venv images stores ## every test ten times in a row; what it found goes into docs/testing.md (RUNS=10)
+	@$(BIN)/python scripts/flake_hunt.py --runs $(RUNS) --jobs $(JOBS) $(ARGS)
 
 .PHONY: testing-table
 testing-table: venv ## write where each test of the testing PRD is into docs/testing.md

@@ -57,11 +57,12 @@ class Dagster:
         partitions_def: dg.TimeWindowPartitionsDefinition | None = None,
         *,
         consumer_groups: Sequence[str] = (),
+        **backup: object,
     ) -> None:
         content = {
             "cluster": {"bootstrap_servers": kafka.bootstrap_servers, "retry_seconds": 20},
             "repository": {"url": f"file://{folder}/repository"},
-            "backup": {"topics": list(topics), "consumer_groups": list(consumer_groups)},
+            "backup": {"topics": list(topics), "consumer_groups": list(consumer_groups), **backup},
         }
         self.config = parse_config(content, source="test")
         self.defs = build_definitions(self.config, partitions_def=partitions_def)
@@ -136,7 +137,7 @@ def test_backup_and_restore_through_dagster(kafka: KafkaCluster, tmp_path: Path)
     dry = dagster.restore(**form)
     assert dry.success
     assert output_metadata(dry)["kafka_backup/records"].value == 550
-    assert not {f"back-{first}", f"back-{second}"} & set(kafka.admin().list_topics(timeout=20).topics)
+    assert not {f"back-{first}", f"back-{second}"} & set(kafka.admin().list_topics(timeout=60).topics)
 
     done = dagster.restore(**form, mode="execute")
     assert done.success
@@ -413,6 +414,9 @@ def test_terminated_backup_and_restore_go_on_where_they_stopped(kafka: KafkaClus
         kafka.bootstrap_servers, topic, (NewRecord(value, None, [], 1_700_000_000_000) for _ in range(count))
     )
     dagster = Dagster(kafka, tmp_path, [topic])
+    # However fast the machine: it has not ended when it is interrupted.
+    slow = Dagster(kafka, tmp_path, [topic], segment_bytes="8MiB", max_bytes_per_second="16MiB")
+    slow.instance = dagster.instance
 
     def status(result: dg.ExecuteInProcessResult) -> dg.DagsterRunStatus:
         run = dagster.instance.get_run_by_id(result.run_id)
@@ -422,7 +426,7 @@ def test_terminated_backup_and_restore_go_on_where_they_stopped(kafka: KafkaClus
     repository = tmp_path / "repository"
 
     thread = terminate_when(lambda: list(repository.rglob("*.log*")), dagster.instance)
-    stopped = dagster.backup()
+    stopped = slow.backup()
     thread.join()
     assert status(stopped) == dg.DagsterRunStatus.CANCELED
     assert not list(repository.rglob("captures/*.json"))

@@ -11,6 +11,7 @@ from confluent_kafka import TopicPartition
 
 from kafka_backup import Engine, EngineConfig
 from kafka_backup_dagster import CheckLimits, build_definitions, hourly_windows
+from tests.support.damage import damage
 from tests.support.engine import capture, engine_config
 from tests.support.kafka_cluster import KafkaCluster
 from tests.support.records import NewRecord
@@ -200,7 +201,7 @@ def test_new_topics_are_captured_at_once_and_forgotten_ones_reported(
     Could go wrong: all topics are new at the first look, or the same one at every look.
     """
     prefix = new_topic(kafka)
-    others = [name for name in kafka.admin().list_topics(timeout=20).topics if name != prefix]
+    others = [name for name in kafka.admin().list_topics(timeout=60).topics if name != prefix]
     watched = watch(kafka, tmp_path, [f"{prefix}*"], exclude=others)
 
     first = watched.tick("kafka_backup_new_topics")
@@ -339,7 +340,7 @@ def test_drill_job_leaves_evidence_and_its_age_is_watched(kafka: KafkaCluster, t
     assert watched.checks("drill_age")["restore_drill", "drill_age"].passed
 
     segment = next((watched.repository / "topics" / topic).rglob("*.log*"))
-    segment.write_bytes(segment.read_bytes()[:-1] + b"?")
+    damage(segment)
     bad = drill()
     assert not bad.success
     assert not bad.get_asset_materialization_events()

@@ -11,10 +11,12 @@ from kafka_backup.cli import main
 from kafka_backup.progress import RestoreProgress
 from kafka_backup.repository.drills import DrillStore
 from kafka_backup.restore import Abandonment
+from tests.support.damage import damage
 from tests.support.engine import capture, open_engine
 from tests.support.kafka_cluster import KafkaCluster
 from tests.support.records import NewRecord
-from tests.support.topics import new_topic, produce
+from tests.support.topics import delete_topic, new_topic, produce
+from tests.support.waiting import wait_for
 
 
 def write(kafka: KafkaCluster, topic: str, count: int = 100) -> None:
@@ -22,7 +24,7 @@ def write(kafka: KafkaCluster, topic: str, count: int = 100) -> None:
 
 
 def scratch(kafka: KafkaCluster) -> list[str]:
-    return [name for name in kafka.admin().list_topics(timeout=20).topics if name.startswith("drill-")]
+    return [name for name in kafka.admin().list_topics(timeout=60).topics if name.startswith("drill-")]
 
 
 def captured(engine: Engine, *topics: str) -> str:
@@ -61,7 +63,7 @@ def test_drill_restores_the_newest_capture_and_an_older_one(kafka: KafkaCluster,
         assert set(reports[0].captures[0].topics) == {first, second}
         assert engine.last_good_drill() == reports[-1]
         assert not engine.repository().pins()
-    assert scratch(kafka) == []
+    wait_for(lambda: not scratch(kafka), what="no scratch topic")
 
 
 def test_topics_take_turns_within_the_size_of_a_drill(kafka: KafkaCluster, tmp_path: Path) -> None:
@@ -92,14 +94,14 @@ def test_drill_of_a_damaged_capture_fails_and_cleans_up(kafka: KafkaCluster, tmp
         captured(engine, topic)
         good = engine.drill()
         (segment,) = (tmp_path / "r" / "topics" / topic).rglob("*.log*")
-        segment.write_bytes(segment.read_bytes()[:-1] + b"?")
+        damage(segment)
         report = engine.drill()
 
         assert report.status == "failed"
         assert segment.name in (report.captures[0].problem or "")
         assert engine.last_good_drill() == good
         assert not engine.repository().pins()
-    assert scratch(kafka) == []
+    wait_for(lambda: not scratch(kafka), what="no scratch topic")
     config = tmp_path / "kafka-backup.yaml"
     config.write_text(
         json.dumps(
@@ -135,7 +137,7 @@ def test_interrupted_drill_leaves_nothing_behind(kafka: KafkaCluster, tmp_path: 
 
         with pytest.raises(CancelledError):
             engine.drill(stop=stop, on_progress=stop_when_producing)
-        assert scratch(kafka) == []
+        wait_for(lambda: not scratch(kafka), what="no scratch topic")
         assert not engine.repository().pins()
 
         class Killed(BaseException):
@@ -153,8 +155,9 @@ def test_interrupted_drill_leaves_nothing_behind(kafka: KafkaCluster, tmp_path: 
         with pytest.raises(Killed):
             engine.drill()
         engine.abandon_restore = deleted  # type: ignore[method-assign]
-        assert len(scratch(kafka)) == 1
+        wait_for(lambda: len(scratch(kafka)) == 1, what="the scratch topic of the killed drill")
         mine = new_topic(kafka, name=f"{scratch(kafka)[0]}-mine")
 
         assert engine.drill().status == "passed"
-        assert scratch(kafka) == [mine]
+        wait_for(lambda: scratch(kafka) == [mine], what="no scratch topic")
+        delete_topic(kafka, mine)

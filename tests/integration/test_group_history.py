@@ -56,9 +56,9 @@ def now_ms() -> int:
 def quiet_moment() -> int:
     """A millisecond with nothing just before or after it: coordinators collect commits for some time."""
     began = now_ms()
-    wait_for(lambda: now_ms() > began + 40, 5)
+    wait_for(lambda: now_ms() > began + 40)
     moment = now_ms()
-    wait_for(lambda: now_ms() > moment + 40, 5)
+    wait_for(lambda: now_ms() > moment + 40)
     return moment
 
 
@@ -124,12 +124,12 @@ def test_offset_accuracy_against_consumer_offsets(broker: KafkaCluster, tmp_path
         commit(servers, plain, {(topic, 0): 3})  # back
         note(stable=False)
         producer.commit_transaction(60)
-        wait_for(lambda: positions(broker, tx).get((topic, 1)) == 22, 30, "the marker")
+        wait_for(lambda: positions(broker, tx).get((topic, 1)) == 22, what="the marker")
         note()
     with open_offsets_transaction(servers, tx, {(topic, 0): 29}) as producer:
         note(stable=False)
         producer.abort_transaction(60)
-    wait_for(lambda: positions(broker, tx).get((topic, 0)) == 21, 30, "the abort marker")
+    wait_for(lambda: positions(broker, tx).get((topic, 0)) == 21, what="the abort marker")
     note()
     admin = broker.admin()
     admin.delete_consumer_groups([gone])[gone].result(30)

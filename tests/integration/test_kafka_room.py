@@ -146,7 +146,7 @@ def test_ends_know_open_transactions(kafka: KafkaCluster, cluster: Cluster) -> N
     assert answer_of(cluster, topic, LATEST, "read_uncommitted").offset == 15
     assert cluster.log_ends([(topic, 0)])[topic, 0] == OffsetAnswer(offset=15, leader_epoch=0)
     producer.commit_transaction(30)
-    wait_for(lambda: answer_of(cluster, topic, LATEST).offset == 16, 30)
+    wait_for(lambda: answer_of(cluster, topic, LATEST).offset == 16)
     assert answer_of(cluster, topic, 1_700_000_000_004).offset == 4
 
 
@@ -215,7 +215,7 @@ def test_aborted_transactions_are_named(kafka: KafkaCluster, cluster: Cluster) -
             producer.produce(topic, b"x", partition=0)
         producer.flush(30)
         finish(30)
-    wait_for(lambda: answer_of(cluster, topic, LATEST).offset == 8, 30)
+    wait_for(lambda: answer_of(cluster, topic, LATEST).offset == 8)
     with fetcher(cluster, topic, 8) as reader:
         (response,) = list(reader)
     ((producer_id, first),) = response.aborted
@@ -328,7 +328,7 @@ def test_nobody_answers(kafka: KafkaCluster) -> None:
     admin = TopicAdmin(nowhere, retry_seconds=1)
     with pytest.raises(UnreachableError, match="describing the settings of topic x"):
         admin.describe_configs(["x"])
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 60
 
 
 def test_batches_are_produced_and_acknowledged_with_their_offsets(
@@ -440,9 +440,9 @@ def test_topics_are_made_described_changed_and_deleted(
             now["cleanup.policy"].value == "compact" and now["retention.ms"].source != "DYNAMIC_TOPIC_CONFIG"
         )
 
-    wait_for(changed, 30)
+    wait_for(changed)
     admin.delete_topic(topic)
-    wait_for(lambda: topic not in cluster.metadata(None).topics, 30)
+    wait_for(lambda: topic not in cluster.metadata(None).topics)
     with pytest.raises(BrokerError, match=topic):
         admin.describe_configs([topic])
 

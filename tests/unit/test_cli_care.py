@@ -218,7 +218,7 @@ def test_damage_is_exit_4(config: Path, store: Store) -> None:
     data = store.get(key)
     store.delete(key)
     with store.create(key) as writer:
-        writer.write(data[:-1] + b"!")
+        writer.write(data[:-1] + bytes([data[-1] ^ 1]))
         writer.commit()
     document = answer(config, "records", "orders", "--partition", "0", exit_code=4)
     assert key in document["error"]["message"]

@@ -39,7 +39,7 @@ def test_nobody_at_the_address() -> None:
     began = time.monotonic()
     with pytest.raises(UnreachableError, match=f"127.0.0.1:{port}"):
         connect(port)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
 
 
 @pytest.mark.parametrize("lacking", ["Fetch", "Produce"])
@@ -104,7 +104,7 @@ def test_a_silent_broker_is_given_up_in_time_and_a_later_answer_never_used() -> 
         began = time.monotonic()
         with pytest.raises(UnreachableError, match=rf"{broker.address} .* sent nothing for 0.5 s"):
             connection.request(QUESTION, MetadataResponse)
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 30
         assert connection.closed
         with pytest.raises(UnreachableError, match="we closed it"):
             connection.request(QUESTION, MetadataResponse)
@@ -126,7 +126,7 @@ def test_a_stop_is_seen_while_a_broker_is_silent() -> None:
         began = time.monotonic()
         with pytest.raises(CancelledError):
             connection.receive(timeout=60, check_stop=stop)
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 30
         assert connection.closed
 
 

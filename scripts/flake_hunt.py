@@ -1,0 +1,111 @@
+"""Runs every test several times in a row, and writes what came of it into docs/testing.md.
+
+Each run is a line: when, how long, how many passed and failed; then the tests that failed, and how often. Exits with 1
+if a test failed in any run.
+
+Usage: flake_hunt.py [--runs N] [--jobs N] [PYTEST ARGUMENT...]: all tests, or those that the arguments choose.
+"""
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+from xml.etree import ElementTree
+
+ROOT = Path(__file__).parents[1]
+DOCUMENT = ROOT / "docs" / "testing.md"
+BEGIN, END = "<!-- the last flake hunt: begin -->", "<!-- the last flake hunt: end -->"
+
+
+class Run(NamedTuple):
+    """How one run ended."""
+
+    number: int
+    began: datetime
+    seconds: float
+    passed: int
+    failed: tuple[str, ...]
+    exit_code: int
+
+    def line(self) -> str:
+        """For people."""
+        minutes, seconds = divmod(round(self.seconds), 60)
+        ended = (
+            "" if bool(self.failed) == bool(self.exit_code) else f", and pytest ended with {self.exit_code}"
+        )
+        return (
+            f"run {self.number:>2}  {self.began:%Y-%m-%d %H:%M} UTC  {minutes:>2} min {seconds:02} s  "
+            f"{self.passed} passed, {len(self.failed)} failed{ended}"
+        )
+
+
+def run(number: int, jobs: int, arguments: Sequence[str], report: Path) -> Run:
+    """Run the tests once."""
+    report.unlink(missing_ok=True)
+    began, clock = datetime.now(UTC), time.monotonic()
+    order = ("--dist", "loadfile", "--no-loadscope-reorder")
+    ended = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", f"-n{jobs}", *order, f"--junit-xml={report}", *arguments],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        check=False,
+    )
+    seconds = time.monotonic() - clock
+    passed, failed = 0, []
+    if report.exists():
+        for case in ElementTree.parse(report).getroot().iter("testcase"):
+            if case.find("failure") is not None or case.find("error") is not None:
+                failed.append(f"{case.get('classname')}::{case.get('name')}")
+            elif case.find("skipped") is None:
+                passed += 1
+    return Run(number, began, seconds, passed, tuple(failed), ended.returncode)
+
+
+def conclusion(runs: Sequence[Run]) -> str:
+    """What all runs say together."""
+    bad = [each for each in runs if each.failed or each.exit_code]
+    if not bad:
+        return f"{len(runs)} runs in a row without one failure."
+    counts = Counter(name for each in runs for name in each.failed)
+    names = "".join(f"\n  {count} of {len(runs)}  {name}" for name, count in counts.most_common())
+    return f"{len(bad)} of {len(runs)} runs failed:{names}"
+
+
+def write(text: str) -> None:
+    """Put the text between the marks in the document."""
+    document = DOCUMENT.read_text()
+    pattern = re.compile(f"{re.escape(BEGIN)}.*{re.escape(END)}", re.S)
+    if not pattern.search(document):
+        raise SystemExit(f"{DOCUMENT} lacks the line {BEGIN} or {END}")
+    DOCUMENT.write_text(pattern.sub(lambda _: f"{BEGIN}\n```\n{text}\n```\n{END}", document))
+
+
+def main() -> int:
+    """See the module."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--runs", type=int, default=10)
+    parser.add_argument("--jobs", type=int, default=2)
+    chosen, arguments = parser.parse_known_args()
+    report = ROOT / ".pytest_cache" / "flake-hunt.xml"
+    report.parent.mkdir(exist_ok=True)
+    runs = []
+    for number in range(1, chosen.runs + 1):
+        runs.append(run(number, chosen.jobs, arguments, report))
+        print(runs[-1].line(), flush=True)
+    said = conclusion(runs)
+    print(said)
+    what = " ".join(arguments) or "all tests"
+    lines = [each.line() for each in runs]
+    write("\n".join([f"{what}, {chosen.jobs} at a time, on {os.cpu_count()} cores", *lines, said]))
+    return int(any(each.failed or each.exit_code for each in runs))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
