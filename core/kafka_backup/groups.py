@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from kafka_backup.config import BackupConfig
-from kafka_backup.errors import ConfigurationError, DamagedError, RefusedError
+from kafka_backup.errors import ConfigurationError, RefusedError
 from kafka_backup.group_history import GroupHistory, history_at
 from kafka_backup.group_snapshot import TakenSnapshot, take_snapshot
 from kafka_backup.kafka.cluster import Cluster
@@ -20,15 +20,15 @@ from kafka_backup.offset_automation import (
     run_reset,
     saved_positions,
 )
-from kafka_backup.offset_mapping import OffsetMap, RestoredPartition
 from kafka_backup.offset_rollback import RollbackPlan, plan_rollback, run_rollback
 from kafka_backup.position_mover import MoveResult
 from kafka_backup.progress import StopToken
+from kafka_backup.renaming import check_rules
 from kafka_backup.repository.group_documents import GroupSnapshot, ResetPlan, ResetRequest
 from kafka_backup.repository.group_store import GroupStore, ResetFolder
 from kafka_backup.repository.repository import Repository
 from kafka_backup.repository.store import Store
-from kafka_backup.restore_plan import check_rules
+from kafka_backup.restore_groups import restored_by
 from kafka_backup.selection import GroupSelection, TopicSelection
 
 
@@ -51,28 +51,7 @@ def load_restored(restore_id: str, repository: Repository) -> Restored:
     plan, report = folder.plan(), folder.report()
     if plan is None or report is None:
         raise ConfigurationError(f"restore {restore_id} {'is not finished' if plan else 'does not exist'}")
-    done = {topic.source: topic for topic in report.topics}
-    partitions = {}
-    for topic in plan.topics:
-        for part in topic.partitions:
-            document = folder.offset_map(topic.source, part.partition)
-            if document is None:
-                raise DamagedError(
-                    f"the offset map of {topic.source} [{part.partition}] in restore {restore_id} is missing; put it "
-                    "back from a copy of the repository"
-                )
-            partitions[topic.source, part.partition] = RestoredPartition(
-                target=topic.target,
-                offsets=OffsetMap.from_document(document),
-                captured_end=part.source_end,
-            )
-    return Restored(
-        restore_id=restore_id,
-        cluster_id=report.target_cluster_id,
-        sources={topic.source: topic.source_topic_id for topic in plan.topics},
-        targets={source: (topic.target, topic.target_topic_id) for source, topic in done.items()},
-        partitions=partitions,
-    )
+    return restored_by(plan, report.topics, folder)
 
 
 class Groups:

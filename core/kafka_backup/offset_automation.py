@@ -11,7 +11,7 @@ import json
 import secrets
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -54,6 +54,7 @@ from kafka_backup.position_mover import (
     move_at_once,
 )
 from kafka_backup.progress import StopToken
+from kafka_backup.renaming import renamed
 from kafka_backup.repository.group_documents import (
     GroupProblem,
     GroupSnapshot,
@@ -65,11 +66,12 @@ from kafka_backup.repository.group_documents import (
 )
 from kafka_backup.repository.group_store import OPEN_STATES, GroupStore, ResetFolder
 from kafka_backup.restore_findings import NOT_AUTHORIZED
-from kafka_backup.restore_plan import renamed
 from kafka_backup.selection import FilterKind, GroupSelection, TopicSelection
 from kafka_backup.times import format_time, parse_time
 
 Destination = dict[str, Any]
+CANNOT_DELETE_ATOMICALLY = "cannot_delete_atomically"
+"""The kind of the problem that a position is to be removed in one transaction, which none can do."""
 _NOT_FOUND = -1
 """What ListOffsets answers for a time after the last record."""
 
@@ -487,7 +489,7 @@ class _Planner:
             goals[part] = _Goal(None)
             if self._request.atomic:
                 self._problem(
-                    "cannot_delete_atomically",
+                    CANNOT_DELETE_ATOMICALLY,
                     f"group {group!r}, {part[0]} [{part[1]}]: it had no position then, so the one that it has now is "
                     "to be removed, which no transaction can do; leave out --atomic, or the topic",
                     group,
@@ -654,28 +656,43 @@ class ResetReport:
 
 def find_open(request: ResetRequest, cluster_id: str, store: GroupStore) -> ResetPlan | None:
     """Return the plan of a reset by the same request that was interrupted and may have changed something."""
+    found = find_reset(request, cluster_id, store, ("applying", "applied"))
+    return None if found is None else found[0]
+
+
+def find_reset(
+    request: ResetRequest, cluster_id: str, store: GroupStore, states: Collection[str]
+) -> tuple[ResetPlan, str] | None:
+    """Return the plan and the state of the newest reset by the same request that is in one of these states."""
     ending = f"-{digest_of(request, cluster_id)}"
     for reset_id, state in sorted(store.resets().items(), reverse=True):
-        if reset_id.endswith(ending) and state in ("applying", "applied"):
+        if reset_id.endswith(ending) and state in states:
             plan = store.reset(reset_id).plan()
             if plan is not None and plan.request == request and plan.cluster_id == cluster_id:
-                return plan
+                return plan, state
     return None
 
 
-def refuse_open_resets(plan: ResetPlan, store: GroupStore) -> None:
+def refuse_open_resets(
+    groups: Collection[str], cluster_id: str, store: GroupStore, *, but: str | None = None
+) -> None:
     """Refuse to change groups of which another reset is half done: neither could be rolled back then.
 
+    Args:
+        groups: those to change.
+        cluster_id: of their cluster.
+        store: where resets are.
+        but: the id of the reset that may be half done.
+
     Raises:
-        RefusedError: naming that reset.
+        RefusedError: naming another one.
     """
-    groups = {group.group for group in plan.groups}
     for reset_id, state in store.resets().items():
-        if state not in OPEN_STATES or reset_id == plan.reset_id:
+        if state not in OPEN_STATES or reset_id == but:
             continue
         other = store.reset(reset_id).plan()
-        shared = groups & {group.group for group in other.groups} if other is not None else set()
-        if other is not None and other.cluster_id == plan.cluster_id and shared:
+        shared = {group.group for group in other.groups}.intersection(groups) if other is not None else set()
+        if other is not None and other.cluster_id == cluster_id and shared:
             raise RefusedError(
                 f"reset {reset_id} was interrupted while it was {state}, and is about group {min(shared)!r} too: run "
                 f"its command again, or 'groups rollback {reset_id} --execute'"
@@ -691,11 +708,21 @@ def error_of(plan: ResetPlan) -> KafkaBackupError | None:
     return AuthorizationError(message) if kinds == {NOT_AUTHORIZED} else RefusedError(message)
 
 
-def run_reset(plan: ResetPlan, *, store: GroupStore, cluster: Cluster, stop: StopToken) -> ResetReport:
-    """Carry out a plan, or go on with it; see `Groups.reset`."""
+def run_reset(
+    plan: ResetPlan,
+    *,
+    store: GroupStore,
+    cluster: Cluster,
+    before_moves: Callable[[], None] = lambda: None,
+    stop: StopToken,
+) -> ResetReport:
+    """Carry out a plan, or go on with it; see `Groups.reset`.
+
+    `before_moves` is called when it is stored that something may be moved, and before that; it raises to stop.
+    """
     if (error := error_of(plan)) is not None:
         raise error
-    refuse_open_resets(plan, store)
+    refuse_open_resets([group.group for group in plan.groups], plan.cluster_id, store, but=plan.reset_id)
     client = GroupClient(cluster.stoppable(stop.check))
     folder = store.reset(plan.reset_id)
     log = ResetLog(folder)
@@ -718,7 +745,8 @@ def run_reset(plan: ResetPlan, *, store: GroupStore, cluster: Cluster, stop: Sto
             folder.put_before(before.model_copy(update={"reset_id": plan.reset_id}))
         log = ResetLog(folder)
     assert before is not None
-    return _Reset(plan, before, folder=folder, log=log, client=client, stop=stop).run()
+    reset = _Reset(plan, before, folder=folder, log=log, client=client, before_moves=before_moves, stop=stop)
+    return reset.run()
 
 
 def _unstarted_twin(
@@ -775,9 +803,11 @@ class _Reset:
         folder: ResetFolder,
         log: ResetLog,
         client: GroupClient,
+        before_moves: Callable[[], None],
         stop: StopToken,
     ) -> None:
         self._plan = plan
+        self._before_moves = before_moves
         self._moves = _moves(plan, before)
         self._folder = folder
         self._log = log
@@ -789,6 +819,11 @@ class _Reset:
         is_resumed = self._log.state is not None
         self._check_topics()
         self._log.advance("applying")
+        try:
+            self._before_moves()
+        except RefusedError as error:
+            self._nothing_moved(error, is_resumed=is_resumed)
+            raise
         if self._plan.request.atomic:
             results = self._at_once(is_resumed=is_resumed)
         else:
@@ -828,12 +863,16 @@ class _Reset:
         except WriterConflictError:
             raise
         except (RefusedError, ConfigurationError) as error:
-            results = [
-                MoveResult(move=move, current=move.start, error=error, was_touched=is_resumed)
-                for move in self._moves
-            ]
-            self._log.advance("failed", [moved_position(result) for result in results])
+            self._nothing_moved(error, is_resumed=is_resumed)
             raise
+
+    def _nothing_moved(self, error: KafkaBackupError, *, is_resumed: bool) -> None:
+        """End the reset: this run has moved nothing."""
+        results = [
+            MoveResult(move=move, current=move.start, error=error, was_touched=is_resumed)
+            for move in self._moves
+        ]
+        self._log.advance("failed", [moved_position(result) for result in results])
 
     def _check_topics(self) -> None:
         """The topics must still be those of the plan, and their bounds must hold the goals."""

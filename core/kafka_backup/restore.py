@@ -34,6 +34,7 @@ from kafka_backup.repository.restore_documents import (
 from kafka_backup.repository.restore_folder import RestoreFolder
 from kafka_backup.restore_attempt import Attempt, Work, in_parallel, partition_targets
 from kafka_backup.restore_findings import refusal
+from kafka_backup.restore_groups import has_expired as groups_have_expired
 from kafka_backup.restore_plan import make_plan, refuse_if_abandoned
 from kafka_backup.restore_topics import release_retention as release
 from kafka_backup.rights import check_verify
@@ -102,7 +103,7 @@ def _has_expired(plan: RestorePlan, repository: Repository) -> bool:
         for part in topic.partitions:
             if part.source_start < log.whole_from(part.partition, until_commit=topic.head):
                 return True
-    return False
+    return groups_have_expired(plan, repository)
 
 
 def _check_still_there(done: RestoreReport, cluster: Cluster) -> None:

@@ -24,6 +24,7 @@ from kafka_backup.repository.restore_documents import (
     AttemptTarget,
     PlannedTopic,
     RestoreAttempt,
+    RestoredGroups,
     RestoredPartition,
     RestoredTopic,
     RestorePlan,
@@ -32,6 +33,7 @@ from kafka_backup.repository.restore_documents import (
     VerifiedTopic,
 )
 from kafka_backup.repository.restore_folder import RestoreFolder
+from kafka_backup.restore_groups import move_groups
 from kafka_backup.restore_topics import RestoreTopics
 
 _PROGRESS_SECONDS = 0.5
@@ -154,12 +156,23 @@ class Attempt:
         self._claim(previous, topic_ids)
         verification = self._folder.verification() or self._restore(topic_ids)
         self._still_ours()
-        return self._report(
-            verification,
-            [
-                self._topics.configure(topic, verified)
-                for topic, verified in zip(self._plan.topics, verification.topics, strict=True)
-            ],
+        topics = [
+            self._topics.configure(topic, verified)
+            for topic, verified in zip(self._plan.topics, verification.topics, strict=True)
+        ]
+        return self._report(verification, topics, self._move_groups(verification))
+
+    def _move_groups(self, verification: RestoreVerification) -> RestoredGroups | None:
+        """Move the consumer groups last: whatever failed before this, their positions are as they were."""
+        if self._plan.groups is None:
+            return None
+        return move_groups(
+            self._plan,
+            verification.topics,
+            repository=self._repository,
+            cluster=self._cluster,
+            still_ours=self._still_ours,
+            stop=self._stop,
         )
 
     def _check_plan(self, previous: Sequence[RestoreAttempt]) -> None:
@@ -346,7 +359,12 @@ class Attempt:
                     )
                 )
 
-    def _report(self, verification: RestoreVerification, topics: Sequence[RestoredTopic]) -> RestoreReport:
+    def _report(
+        self,
+        verification: RestoreVerification,
+        topics: Sequence[RestoredTopic],
+        groups: RestoredGroups | None,
+    ) -> RestoreReport:
         report = RestoreReport(
             restore_id=self._plan.request.restore_id,
             attempt=self._attempt,
@@ -356,6 +374,7 @@ class Attempt:
             ended_at=time.time_ns() // 1_000_000,
             target_cluster_id=self._plan.target_cluster_id,
             topics=tuple(topics),
+            groups=groups,
             seconds=time.monotonic() - self._began,
         )
         self._folder.put_report(report)

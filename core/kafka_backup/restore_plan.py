@@ -6,7 +6,6 @@ both become the plan, which is all that carrying it out goes by.
 
 from __future__ import annotations
 
-import re
 import secrets
 import time
 from collections.abc import Sequence
@@ -17,19 +16,20 @@ from kafka_backup.kafka.cluster import Cluster
 from kafka_backup.kafka.metadata import ClusterMetadata
 from kafka_backup.kafka.topics import TopicAdmin
 from kafka_backup.records.merge import LARGEST_MERGED, worth_merging
+from kafka_backup.renaming import check_rules, renamed
 from kafka_backup.repository.documents import SegmentEntry
 from kafka_backup.repository.layout import is_topic_name
 from kafka_backup.repository.repository import Repository
 from kafka_backup.repository.restore_documents import (
     PlannedPartition,
     PlannedTopic,
-    RenameRule,
     RestorePlan,
     RestoreRequest,
 )
 from kafka_backup.repository.restore_folder import RestoreFolder
 from kafka_backup.repository.segments import StoredSegment
 from kafka_backup.restore_findings import Findings
+from kafka_backup.restore_groups import check_groups, plan_groups
 from kafka_backup.restore_source import (
     INTERNAL_TOPICS,
     SourceTopic,
@@ -92,6 +92,7 @@ def make_plan(
     metadata = cluster.metadata(None)
     findings = Findings()
     topics = _Planner(request, repository, cluster, admin, metadata, findings).topics()
+    groups = plan_groups(request, topics, repository=repository, cluster=cluster, findings=findings)
     return RestorePlan(
         number=number,
         request=request,
@@ -100,6 +101,7 @@ def make_plan(
         repository_id=repository.document.repository_id,
         target_cluster_id=metadata.cluster_id,
         topics=tuple(topics),
+        groups=groups,
         problems=tuple(findings.problems),
         notes=tuple(findings.notes),
     )
@@ -111,34 +113,12 @@ def _check(request: RestoreRequest) -> None:
             f"the restore's time bounds are empty: from {request.from_ms} is after until {request.until_ms}"
         )
     check_rules(request.rename)
-
-
-def check_rules(rules: Sequence[RenameRule]) -> None:
-    """Make sure that rename rules can be used.
-
-    Raises:
-        ConfigurationError: naming the one that cannot.
-    """
-    for rule in rules:
-        try:
-            re.sub(f"(?:{rule.pattern})?", rule.replacement, "")
-        except (re.error, IndexError) as error:
-            raise ConfigurationError(
-                f"rename {rule.pattern}={rule.replacement}: not a valid pattern or replacement ({error})"
-            ) from error
+    check_groups(request)
 
 
 def rename(request: RestoreRequest, topic: str) -> str:
     """The target's name: the first rule that matches the whole name, then the prefix."""
     return request.prefix + renamed(request.rename, topic)
-
-
-def renamed(rules: Sequence[RenameRule], name: str) -> str:
-    """The new name by the first rule that matches the whole name; without one, the name as it is."""
-    for rule in rules:
-        if match := re.fullmatch(rule.pattern, name):
-            return match.expand(rule.replacement)
-    return name
 
 
 class _Planner:

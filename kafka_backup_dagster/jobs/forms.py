@@ -90,8 +90,8 @@ def identifier(field: str, text: str) -> str:
         return TypeAdapter(Identifier).validate_python(text)
 
 
-def rename_rules(rules: Sequence[RenameConfig]) -> "tuple[RenameRule, ...]":
-    """Return a form's rules as the engine's.
+def rename_rules(rules: Sequence[RenameConfig], field: str = "rename") -> "tuple[RenameRule, ...]":
+    """Return the rules in a field of a form as the engine's.
 
     Raises:
         ValueError: a pattern is not a regular expression.
@@ -102,7 +102,7 @@ def rename_rules(rules: Sequence[RenameConfig]) -> "tuple[RenameRule, ...]":
         try:
             re.compile(rule.pattern)
         except re.error as error:
-            raise ValueError(f"rename: {rule.pattern!r} is not a regular expression ({error})") from error
+            raise ValueError(f"{field}: {rule.pattern!r} is not a regular expression ({error})") from error
     return tuple(RenameRule(pattern=rule.pattern, replacement=rule.replacement) for rule in rules)
 
 

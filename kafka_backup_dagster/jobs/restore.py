@@ -18,13 +18,17 @@ from kafka_backup_dagster.jobs.forms import (
     rename_rules,
     sentences,
 )
+from kafka_backup_dagster.jobs.moves import moves_table
 from kafka_backup_dagster.jobs.progress import RestoreProgressLog
 from kafka_backup_dagster.metadata import (
     RESTORE_JOB,
+    Metadata,
+    Row,
     plan_metadata,
     problem_lines,
     report_metadata,
     restored_topic_metadata,
+    table,
 )
 from kafka_backup_dagster.resources.resource import KafkaBackupResource
 
@@ -75,6 +79,17 @@ class RestoreConfig(dg.Config):
     incarnation: str | None = Field(
         default=None, description="The topic id to restore, where a topic was deleted and made again."
     )
+    groups: list[str] = Field(
+        default=[],
+        description=(
+            "Put the positions of these consumer groups where their records went, once all is verified: exact "
+            "names, wildcards or /regular expressions/. They are those of the capture, or the newest not later "
+            "than until_time. Empty: no group is moved."
+        ),
+    )
+    rename_groups: list[RenameConfig] = Field(
+        default=[], description="The first rule that matches a group's whole name gives its new name."
+    )
 
     @model_validator(mode="after")
     def _can_be_asked(self) -> "RestoreConfig":
@@ -88,10 +103,14 @@ class RestoreConfig(dg.Config):
             ValueError: a value is wrong; the message names it.
         """
         from kafka_backup.repository.restore_documents import RestoreRequest
-        from kafka_backup.selection import TopicSelection
+        from kafka_backup.selection import GroupSelection, TopicSelection
 
         with sentences("topics"):
             TopicSelection.parse(self.topics)
+        with sentences("groups"):
+            GroupSelection.parse(self.groups)
+        if self.rename_groups and not self.groups:
+            raise ValueError("rename_groups: there are no groups to rename; name them in groups")
         if any(partition < 0 for partition in self.partitions):
             raise ValueError(f"partitions: {self.partitions} has a negative number")
         from_ms, until_ms = (
@@ -111,6 +130,8 @@ class RestoreConfig(dg.Config):
                 until_ms=until_ms,
                 capture=self.capture,
                 incarnation=self.incarnation,
+                groups=tuple(self.groups),
+                rename_groups=rename_rules(self.rename_groups, "rename_groups"),
             )
 
 
@@ -153,7 +174,7 @@ def _restore(
         context.log.info(_plan_lines(plan))
         _refuse_problems(plan)
         if config.mode == "dry_run":
-            yield dg.Output(None, metadata=DRY_RUN | plan_metadata(plan))
+            yield dg.Output(None, metadata=DRY_RUN | plan_metadata(plan) | _planned_moves(plan))
             return
         report = _execute(context, engine, plan)
     for topic in report.topics:
@@ -162,7 +183,7 @@ def _restore(
             description=f"Topic {topic.target}, restored and verified by restore {report.restore_id}.",
             metadata=restored_topic_metadata(topic, report),
         )
-    yield dg.Output(None, metadata=report_metadata(report))
+    yield dg.Output(None, metadata=report_metadata(report) | _moves(report))
 
 
 def _execute(context: dg.OpExecutionContext, engine: "Engine", plan: "RestorePlan") -> "RestoreReport":
@@ -179,9 +200,56 @@ def _refuse_problems(plan: "RestorePlan") -> None:
         raise dg.Failure(
             description=f"restore {plan.request.restore_id} is refused, nothing was changed:\n"
             + "\n".join(lines),
-            metadata=plan_metadata(plan),
+            metadata=plan_metadata(plan) | _planned_moves(plan),
             allow_retries=False,
         )
+
+
+def _planned_moves(plan: "RestorePlan") -> Metadata:
+    """Return where the positions of consumer groups will go; what only the records tell is left open."""
+    if plan.groups is None:
+        return {}
+    bounded = _is_bounded(plan)
+    rows: list[Row] = [
+        {
+            "group": move.group,
+            "source": move.source_topic,
+            "partition": move.partition,
+            "source_offset": move.source_offset,
+            "target": move.topic,
+            "target_offset": "by its records" if move.offset is None else str(move.offset),
+            "to_read": ("at most " if bounded or move.offset is None else "") + str(move.remaining),
+        }
+        for move in plan.groups.moves
+    ]
+    columns = dict.fromkeys(("group", "source", "target", "target_offset", "to_read"), "string") | {
+        "partition": "integer",
+        "source_offset": "integer",
+    }
+    return {
+        "kafka_backup/group_snapshot": dg.MetadataValue.text(plan.groups.snapshot_id),
+        "kafka_backup/positions": table(rows, columns),
+    }
+
+
+def _moves(report: "RestoreReport") -> Metadata:
+    if report.groups is None:
+        return {}
+    moved: Metadata = {
+        "kafka_backup/group_snapshot": dg.MetadataValue.text(report.groups.snapshot_id),
+        "kafka_backup/positions": moves_table(
+            (each.group, each.topic, each.partition, each.before, each.after)
+            for each in report.groups.positions
+        ),
+    }
+    if report.groups.reset_id is not None:
+        moved["kafka_backup/reset_id"] = dg.MetadataValue.text(report.groups.reset_id)
+    return moved
+
+
+def _is_bounded(plan: "RestorePlan") -> bool:
+    """Whether a restore has bounds of time, so that its plan knows only how many records it is at most."""
+    return plan.request.from_ms is not None or plan.request.until_ms is not None
 
 
 def _plan_lines(plan: "RestorePlan") -> str:
@@ -189,10 +257,14 @@ def _plan_lines(plan: "RestorePlan") -> str:
     for topic in plan.topics:
         records = sum(part.records for part in topic.partitions)
         raw_bytes = sum(part.raw_bytes for part in topic.partitions)
-        bound = "at most " if plan.request.from_ms is not None or plan.request.until_ms is not None else ""
+        bound = "at most " if _is_bounded(plan) else ""
         lines.append(
             f"{topic.source} -> {topic.target}: {len(topic.partitions)} partitions, {bound}{records:,} "
             f"records, {raw_bytes / 1e6:.1f} MB"
+        )
+    if plan.groups is not None:
+        lines.append(
+            f"positions of group snapshot {plan.groups.snapshot_id}: {len(plan.groups.moves)} are moved"
         )
     return "\n".join(lines)
 

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from confluent_kafka import Producer, TopicPartition
 
 from kafka_backup import Engine
 from tests.support.engine import open_engine
+from tests.support.groups import Positions, group_client, set_positions
 from tests.support.kafka_cluster import KafkaCluster
 from tests.support.mortal import POINTS
 from tests.support.records import NewRecord, Record, decode_records, renumbered
@@ -206,6 +207,57 @@ def test_a_restore_killed_at_any_point_is_completed(source: Source, captured: Sh
 
     try_all(_points("restore"), attempt)
     _check_repository(captured, source, whole=True)
+
+
+def test_a_restore_killed_between_data_and_positions_is_completed(source: Source, captured: Shell) -> None:
+    """Tests kill -9 at each step from the last of the data to the report, two groups in each restore.
+
+    It matters because consumers are started after a restore, and begin wherever their group is.
+    One group could be moved and the other not, or nobody could know whether they were.
+    """
+    points = _points("positions")
+    names = {point: [f"{source.topic}-{_file(point)}-{who}" for who in "ab"] for point in points}
+    at = {"a": {p: 100 + p for p in source.records}, "b": dict.fromkeys(source.records, 401)}
+    set_positions(
+        source.kafka,
+        {
+            name: {(source.topic, p): offset for p, offset in at[name[-1]].items()}
+            for pair in names.values()
+            for name in pair
+        },
+    )
+    pattern = f"{source.topic}-*"
+    assert _run(COMMAND, captured, ["groups", "snapshot", "--group", pattern]) == 0
+
+    def attempt(point: str) -> None:
+        target = f"{_file(point)}-{source.topic}"
+        groups = [text for name in names[point] for text in ("--groups", name)]
+        arguments = [*_restore(source, _file(point)), *groups]
+        moved = {
+            name: {
+                (target, p): sum(record.offset < offset for record in source.records[p])
+                for p, offset in at[name[-1]].items()
+            }
+            for name in names[point]
+        }
+
+        def there() -> dict[str, Positions]:
+            with group_client(source.kafka) as client:  # the dead process may have left a transaction open
+                found = client.fetch(names[point], stable=False)
+            return {
+                name: {part: at.offset for part, at in each.items() if part[0] == target}
+                for name, each in found.items()
+                if isinstance(each, Mapping)
+            }
+
+        _kill_at(point, captured, arguments)
+        for name, found in there().items():
+            assert found in ({}, moved[name])
+        assert _run(COMMAND, captured, arguments) == 0
+        assert there() == moved
+        _check_restored(source, f"{_file(point)}-")
+
+    try_all(points, attempt)
 
 
 @pytest.fixture(scope="module")

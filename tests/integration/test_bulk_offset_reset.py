@@ -204,6 +204,33 @@ def test_atomic_means_all_or_none(
     assert positions_of(kafka, before) == before
 
 
+def test_a_consumer_that_joins_before_the_transaction_is_refused(
+    kafka: KafkaCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What: a consumer joins after the transaction was opened, and before anything is in it.
+
+    Why: there is nothing to abort then, and brokers answer the attempt with an error.
+    Risk: "try again" where a consumer has to be stopped first.
+    """
+    topic = filled_topic(kafka, 2)
+    before = new_groups(kafka, topic, 2)
+    awake = sorted(before)[1]
+    begin_really = GroupTransaction.__init__
+    with open_engine(kafka, tmp_path) as engine:
+        joined = reading(kafka.bootstrap_servers, awake, topic)
+
+        def join_after(transaction: GroupTransaction, *arguments: Any, **named: Any) -> None:
+            begin_really(transaction, *arguments, **named)
+            joined.__enter__()
+
+        monkeypatch.setattr(GroupTransaction, "__init__", join_after)
+        plan = plan_reset(engine, *before, to="latest", atomic=True).plan
+        with pytest.raises(RefusedError, match=awake):
+            engine.groups.reset(plan)
+        joined.__exit__(None, None, None)
+    assert positions_of(kafka, before) == before
+
+
 @pytest.mark.parametrize("moment", ["before the end", "after the end"])
 def test_an_atomic_reset_that_was_killed_is_finished_by_the_same_command(
     kafka: KafkaCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str

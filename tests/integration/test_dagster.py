@@ -16,7 +16,7 @@ from kafka_backup_dagster import (
     kafka_backup_assets,
 )
 from tests.support.engine import engine_config
-from tests.support.groups import commit
+from tests.support.groups import commit, positions
 from tests.support.kafka_cluster import KafkaCluster
 from tests.support.records import NewRecord, Record
 from tests.support.topics import delete_topic, ends, new_topic, produce, read_topic
@@ -274,6 +274,36 @@ def test_positions_of_consumer_groups_are_saved(kafka: KafkaCluster, tmp_path: P
         for found, offset in ((both, 7), (alone, 9)):
             (saved,) = engine.groups.saved(found.metadata["kafka_backup/snapshot"].value).groups
             assert [(at.topic, at.offset) for at in saved.positions] == [(topic, offset)]
+
+
+def test_positions_are_restored_with_the_data(kafka: KafkaCluster, tmp_path: Path) -> None:
+    """Tests the restore job with groups: a dry run that shows each move, then the move, under a new name.
+
+    It is the bad day from the Launchpad: topics and consumers in one run.
+    Could go wrong: a dry run that moves a group, or a run that is green and left the groups where they were.
+    """
+    topic = new_topic(kafka)
+    group = f"group-{topic}"
+    produce(kafka.bootstrap_servers, topic, records(20))
+    commit(kafka.bootstrap_servers, group, {(topic, 0): 7})
+    dagster = Dagster(kafka, tmp_path, [topic], consumer_groups=[group])
+    assert dagster.backup().success
+    form = {
+        "restore_id": "r1",
+        "prefix": "back-",
+        "groups": [group],
+        "rename_groups": [{"pattern": "group-(.*)", "replacement": r"new-\1"}],
+    }
+    renamed = group.replace("group-", "new-")
+    dry = dagster.restore(**form)
+    (row,) = output_metadata(dry)["kafka_backup/positions"].records
+    assert (row.data["group"], row.data["source_offset"], row.data["target_offset"]) == (renamed, 7, "7")
+    assert positions(kafka, renamed) == {}
+    done = dagster.restore(**form, mode="execute")
+    (row,) = output_metadata(done)["kafka_backup/positions"].records
+    assert (row.data["group"], row.data["before"], row.data["after"]) == (renamed, "no commit", "7")
+    assert positions(kafka, renamed) == {(f"back-{topic}", 0): 7}
+    assert positions(kafka, group) == {(topic, 0): 7}
 
 
 def test_patterns_take_what_has_no_asset_of_its_own(kafka: KafkaCluster, tmp_path: Path) -> None:

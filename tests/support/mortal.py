@@ -17,6 +17,7 @@ from typing import Any
 _STORE = "kafka_backup.repository.file_store:FileWriter.commit"
 _DELETE = "kafka_backup.repository.file_store:FileStore.delete"
 _TOPICS = "kafka_backup.kafka.topics:TopicAdmin"
+_TRANSACTION = "kafka_backup.kafka.group_transaction:GroupTransaction"
 _PRODUCER = "kafka_backup.kafka.produce:TopicProducer"
 
 
@@ -61,6 +62,22 @@ _OBJECTS: Mapping[str, Mapping[str, Mapping[str, Point]]] = {
         "the last offset map": _stored("*/offset-map/*", 3),
         "the verification": _stored("*/verified.json"),
         "the saved settings": {"after": Point(f"{_TOPICS}.alter_configs", count=2)},
+        "the report": _stored("*/reports/*"),
+    },
+    "positions": {
+        "the saved settings": {"after": Point(f"{_TOPICS}.alter_configs", count=2)},
+        "the reset": _stored("*/resets/*/plan.json"),
+        "the positions before": _stored("*/before.json"),
+        "the first step": _stored("*-applying.json"),
+        "the groups": {
+            "before": Point(f"{_TRANSACTION}.add", before=True),
+            "after": Point(f"{_TRANSACTION}.add"),
+        },
+        "the end of the transaction": {
+            "before": Point(f"{_TRANSACTION}.commit", before=True),
+            "after": Point(f"{_TRANSACTION}.commit"),
+        },
+        "the proof": _stored("*-verified.json"),
         "the report": _stored("*/reports/*"),
     },
     "expire": {

@@ -477,6 +477,7 @@ def test_a_restore_asks_for_what_was_typed(config: Path, monkeypatch: pytest.Mon
         *("--rename", "(?=a)(.*)=x_\\1", "--rename", "b=", "--partition", "3", "--partition", "0"),
         *("--from", "1969-12-31T23:59:59.999Z", "--until", "5", "--capture", "c", "--incarnation", "i"),
         *("--replication-factor", "2", "--original-offset-header", "--original-timestamp-header"),
+        *("--groups", "billing", "--groups", "app_*", "--rename-groups", "app_(.*)=new_\\1"),
     )
     (request,) = seen
     assert request.model_dump() == {
@@ -493,6 +494,8 @@ def test_a_restore_asks_for_what_was_typed(config: Path, monkeypatch: pytest.Mon
         "capture": "c",
         "incarnation": "i",
         "replication_factor": 2,
+        "groups": ("billing", "app_*"),
+        "rename_groups": ({"pattern": "app_(.*)", "replacement": "new_\\1"},),
         "original_offset_header": True,
         "original_timestamp_header": True,
     }

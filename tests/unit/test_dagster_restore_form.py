@@ -47,6 +47,15 @@ def root_message(error: BaseException) -> str:
             "rename: .*not a regular expression",
         ),
         ({"restore_id": "x", "partitions": [-1]}, "partitions: .*negative"),
+        ({"restore_id": "x", "groups": ["/(/"]}, "groups: .*not a valid regular expression"),
+        (
+            {"restore_id": "x", "groups": ["a"], "rename_groups": [{"pattern": "(", "replacement": "y"}]},
+            "rename_groups: .*not a regular expression",
+        ),
+        (
+            {"restore_id": "x", "rename_groups": [{"pattern": "a", "replacement": "b"}]},
+            "rename_groups: .*no groups",
+        ),
         ({"restore_id": "x", "mode": "now"}, "dry_run"),
         ({"restore_id": "x", "topic": ["orders"]}, "topic"),
         ({}, "restore_id"),
@@ -83,6 +92,8 @@ def test_form_becomes_the_engines_request() -> None:
         until_time="2000",
         capture="c",
         incarnation="AAAAAAAAAAAAAAAAAAAAAA",
+        groups=["billing", "app_*"],
+        rename_groups=[{"pattern": "app_(.*)", "replacement": r"new_\1"}],
     ).request()
 
     assert request.restore_id == "r-1"
@@ -91,6 +102,8 @@ def test_form_becomes_the_engines_request() -> None:
     assert request.rename == (RenameRule(pattern="(.*)", replacement=r"copy.\1"),)
     assert (request.prefix, request.from_ms, request.until_ms) == ("p-", 1000, 2000)
     assert (request.capture, request.incarnation) == ("c", "AAAAAAAAAAAAAAAAAAAAAA")
+    assert request.groups == ("billing", "app_*")
+    assert request.rename_groups == (RenameRule(pattern="app_(.*)", replacement=r"new_\1"),)
 
 
 def test_form_is_flat_explained_and_dry_by_default() -> None:
@@ -112,6 +125,8 @@ def test_form_is_flat_explained_and_dry_by_default() -> None:
         "until_time",
         "capture",
         "incarnation",
+        "groups",
+        "rename_groups",
     }
     assert all(field.description for field in fields.values())
     assert fields["mode"].default_value == "dry_run"

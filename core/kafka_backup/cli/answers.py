@@ -46,6 +46,7 @@ from kafka_backup.repository.documents import (
     Window,
 )
 from kafka_backup.repository.restore_documents import (
+    PlannedMove,
     PlannedTopic,
     RestoredTopic,
     RestorePlan,
@@ -336,12 +337,30 @@ def planned(plan: RestorePlan) -> Document:
         "restore_id": plan.request.restore_id,
         "status": "refused" if plan.problems else "planned",
         "topics": [_planned_topic(topic) for topic in plan.topics],
-        "groups": [],
+        "group_snapshot": None if plan.groups is None else plan.groups.snapshot_id,
+        "group_snapshot_taken_at": _time(None if plan.groups is None else plan.groups.taken_at),
+        "groups": [_planned_move(move) for move in (plan.groups.moves if plan.groups is not None else ())],
         "problems": [problem.model_dump() for problem in plan.problems],
         "notes": [note.model_dump() for note in plan.notes],
         "target_cluster": plan.target_cluster_id,
         "from": _time(plan.request.from_ms),
         "until": _time(plan.request.until_ms),
+    }
+
+
+def _planned_move(move: PlannedMove) -> Document:
+    return {
+        "group": move.group,
+        "source_group": move.source_group,
+        "topic": move.topic,
+        "partition": move.partition,
+        "source_topic": move.source_topic,
+        "source_offset": move.source_offset,
+        "before": None,
+        "after": move.offset,
+        "remaining": move.remaining,
+        "clamped_from": move.source_offset if move.is_beyond else None,
+        "error": None,
     }
 
 
@@ -380,7 +399,12 @@ def restored(report: RestoreReport) -> Document:
         "status": report.status,
         "attempt": report.attempt,
         "topics": [_restored_topic(topic) for topic in report.topics],
-        "groups": [],
+        "group_snapshot": None if report.groups is None else report.groups.snapshot_id,
+        "rollback": None if report.groups is None else report.groups.reset_id,
+        "groups": [
+            {**position.model_dump(), "error": None}
+            for position in (report.groups.positions if report.groups is not None else ())
+        ],
         "problems": [],
         "seconds": round(report.seconds, 3),
     }

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from kafka_backup.cli import answers, logs, tables
 from kafka_backup.cli.answers import CaptureAnswer, Document
-from kafka_backup.cli.options import OFFSET, PARTITION, TIME, Parsed, as_json, topics_option
+from kafka_backup.cli.options import GROUP_FILTER, OFFSET, PARTITION, TIME, Parsed, as_json, topics_option
 from kafka_backup.cli.session import EXIT_DAMAGED, EXIT_OK, Session
 from kafka_backup.cli.tables import ProgressBars
 from kafka_backup.engine import Engine
@@ -293,6 +293,21 @@ def _verify_restore(session: Session, restore_id: str) -> int:
     "--incarnation", metavar="ID", help="The topic id to restore, where a topic was deleted and re-created."
 )
 @click.option(
+    "--groups",
+    multiple=True,
+    type=GROUP_FILTER,
+    metavar="F",
+    help="Put the positions of these consumer groups where their records went, once all is verified: those of the "
+    "capture, or the newest not later than --until. A name, a wildcard (app_*) or a /regular expression/.",
+)
+@click.option(
+    "--rename-groups",
+    multiple=True,
+    type=RENAME,
+    metavar="'PATTERN=REPLACEMENT'",
+    help="New name for groups whose whole name matches. The first rule that matches counts.",
+)
+@click.option(
     "--original-offset-header",
     is_flag=True,
     help="Give each record its source offset in the header x-original-offset.",
@@ -364,7 +379,7 @@ def _restore(session: Session, request: RestoreRequest, *, execute: bool) -> int
 
     plan, done = session.run(work)
     if done is not None:
-        session.answer(done, lambda: tables.restoration(done))
+        session.answer(done, lambda: tables.restoration(done), *tables.restored_groups(done))
         return EXIT_OK
     document = answers.planned(plan)
     bounded = request.from_ms is not None or request.until_ms is not None

@@ -242,7 +242,55 @@ def plan(document: Document, *, bounded: bool) -> tuple[Table, ...]:
             _count(_sum(parts, "fast_batches")),
             _count(_sum(parts, "slow_batches")),
         )
-    return (table, *_settings(document), *_problems(document, "kind", "topic", "partition", "detail"))
+    return (
+        table,
+        *_settings(document),
+        *_planned_groups(document, bounded=bounded),
+        *_problems(document, "kind", "topic", "partition", "detail"),
+    )
+
+
+def _planned_groups(document: Document, *, bounded: bool) -> tuple[Table, ...]:
+    """Show where the positions of consumer groups will go."""
+    if document["group_snapshot"] is None:
+        return ()
+    table = _table(
+        f"positions of group snapshot {document['group_snapshot']} ({document['group_snapshot_taken_at']})",
+        *(
+            "group",
+            "source",
+            "#source offset",
+            "target",
+            "#partition",
+            "#target offset",
+            "#still to read",
+            "remark",
+        ),
+    )
+    for entry in document["groups"]:
+        told = entry["after"] is not None
+        remarks = (
+            f"now {entry['source_group']}" if entry["source_group"] != entry["group"] else "",
+            "beyond what was captured: to the end" if entry["clamped_from"] is not None else "",
+        )
+        table.add_row(
+            _visible(entry["group"]),
+            entry["source_topic"],
+            str(entry["source_offset"]),
+            entry["topic"],
+            str(entry["partition"]),
+            str(entry["after"]) if told else "by its records",
+            ("" if told and not bounded else "<= ") + _count(entry["remaining"]),
+            "; ".join(filter(None, remarks)),
+        )
+    return (table,)
+
+
+def restored_groups(document: Document) -> tuple[Table, ...]:
+    """Show what ``restore --execute`` did with the positions of consumer groups."""
+    if document["group_snapshot"] is None:
+        return ()
+    return moves({"reset": document["rollback"], **document})
 
 
 def _bounds(document: Document) -> str:

@@ -93,8 +93,12 @@ class GroupTransaction:
         self._end(committed=True)
 
     def abort(self) -> None:
-        """Undo all of it."""
-        self._end(committed=False)
+        """Undo all of it; where no broker has heard of any group yet, there is nothing to undo."""
+        try:
+            self._end(committed=False)
+        except BrokerError as error:
+            if error.code != int(ErrorCode.invalid_txn_state):
+                raise
 
     def _announce(self, group: str) -> None:
         request = AddOffsetsToTxnRequest(

@@ -19,7 +19,7 @@ from kafka_backup.repository.documents import (
 
 
 class RenameRule(Part):
-    """A Python regular expression that must match a whole topic name, and its replacement."""
+    """A Python regular expression that must match the whole name of a topic or group, and its replacement."""
 
     pattern: str
     replacement: str
@@ -40,6 +40,8 @@ class RestoreRequest(Part):
         capture: restore the state as of this capture.
         incarnation: the topic id to restore, where a name stands for several.
         replication_factor: of created topics; None means that of the source.
+        groups: filters of consumer groups whose positions are put where the records went; empty means none.
+        rename_groups: the first rule that matches a group's whole name gives its name on the target.
         original_offset_header: each record gets the header ``x-original-offset``.
         original_timestamp_header: each record gets the header ``x-original-timestamp``.
     """
@@ -54,6 +56,8 @@ class RestoreRequest(Part):
     capture: str | None = None
     incarnation: str | None = None
     replication_factor: Annotated[int, Field(ge=1, le=2**15 - 1)] | None = None
+    groups: tuple[str, ...] = ()
+    rename_groups: tuple[RenameRule, ...] = ()
     original_offset_header: bool = False
     original_timestamp_header: bool = False
 
@@ -129,6 +133,42 @@ class PlannedTopic(Part):
     partitions: tuple[PlannedPartition, ...]
 
 
+class PlannedMove(Part):
+    """Where one position of a consumer group goes once its records are restored.
+
+    Attributes:
+        group: its name on the target; `source_group` in the group snapshot.
+        topic: the target topic.
+        source_topic, source_offset: the position in the group snapshot.
+        offset: the target offset; None where only reading the records can tell it.
+        remaining: restored records that are still to be read from there; the most that it can be
+            where `offset` is None, or the restore has time bounds.
+        is_beyond: the position lies beyond what was captured, and goes to the end.
+    """
+
+    group: str
+    source_group: str
+    topic: TopicName
+    partition: Count
+    source_topic: TopicName
+    source_offset: Count
+    offset: Count | None
+    remaining: Count
+    is_beyond: bool
+
+
+class PlannedGroups(Part):
+    """The consumer groups of a restore: whose positions they get, and where these go.
+
+    Attributes:
+        snapshot_id: the group snapshot, and when it was taken, ms.
+    """
+
+    snapshot_id: Identifier
+    taken_at: Milliseconds
+    moves: tuple[PlannedMove, ...]
+
+
 class RestorePlan(Document):
     """``restores/<id>/plans/<n>.json``: stored before anything is written; also the dry run's answer.
 
@@ -148,6 +188,7 @@ class RestorePlan(Document):
     repository_id: Identifier
     target_cluster_id: str
     topics: tuple[PlannedTopic, ...]
+    groups: PlannedGroups | None = None
     problems: tuple[Finding, ...] = ()
     notes: tuple[Finding, ...] = ()
 
@@ -247,6 +288,40 @@ class RestoredTopic(Part):
     retention_held: bool
 
 
+class RestoredPosition(Part):
+    """What was done with one position of a consumer group.
+
+    Attributes:
+        topic: the target topic.
+        source_topic, source_offset: the position in the group snapshot; None where it holds none.
+        before: the position on the target before; None: there was no commit. `after` as well.
+        remaining: offsets from there to the end.
+        clamped_from: the offset that it would have been, where that does not exist.
+    """
+
+    group: str
+    topic: TopicName
+    partition: Count
+    source_topic: TopicName | None
+    source_offset: Count | None
+    before: Count | None
+    after: Count | None
+    remaining: Count
+    clamped_from: Count | None
+
+
+class RestoredGroups(Part):
+    """The consumer groups of a finished restore; every position was read back.
+
+    Attributes:
+        reset_id: what ``groups rollback`` takes; None if every position was there already.
+    """
+
+    snapshot_id: Identifier
+    reset_id: Identifier | None
+    positions: tuple[RestoredPosition, ...]
+
+
 class RestoreReport(Document):
     """``restores/<id>/reports/<attempt>.json``: proof of what a restore did."""
 
@@ -260,6 +335,7 @@ class RestoreReport(Document):
     ended_at: Milliseconds
     target_cluster_id: str
     topics: tuple[RestoredTopic, ...]
+    groups: RestoredGroups | None = None
     seconds: float = Field(ge=0)
 
 
