@@ -106,6 +106,7 @@ def plan_partitions(
     planner.ask_ends()
     planner.find_starts(start_at)
     planner.check_histories()
+    planner.confirm_ids()
     return planner.verdicts
 
 
@@ -181,7 +182,6 @@ class _Planner:
                 self.verdicts[key] = found
             else:
                 self.verdicts[key] = self._cut_back(key, found)
-        self._confirm_ids()
 
     def _cut_back(self, key: Partition, found: CommonEnd) -> Verdict:
         known, ends = self._known(key), self._ends[key]
@@ -194,21 +194,26 @@ class _Planner:
         # Where a marker was cut off, records below the cut are open again: they are captured anew.
         return self._plan(key, truncated_to=min(found.offset, ends.last_stable_offset))
 
-    def _confirm_ids(self) -> None:
-        """Offsets and epochs are asked by name: who was cut back must still be the topic that is meant."""
-        cut = [
+    def confirm_ids(self) -> None:
+        """Whatever is believed without a fetch must be said of the topic that is meant.
+
+        Offsets and epochs are asked by name, only fetches by id. So a log that was cut back, and a partition that is
+        seen for the first time and has nothing to fetch, could be another topic's under the same name.
+        """
+        unproved = [
             key
             for key, verdict in self.verdicts.items()
-            if isinstance(verdict, PartitionPlan) and verdict.truncated is not None
+            if isinstance(verdict, PartitionPlan)
+            and (verdict.truncated is not None or self._is_new_and_empty(key, verdict))
         ]
-        if not cut:
+        if not unproved:
             return
         try:
-            topics = self._cluster.survey(sorted({topic for topic, _ in cut})).topics
+            topics = self._cluster.survey(sorted({topic for topic, _ in unproved})).topics
         except UnreachableError as error:
-            self.verdicts |= dict.fromkeys(cut, error)
+            self.verdicts |= dict.fromkeys(unproved, error)
             return
-        for topic, number in cut:
+        for topic, number in unproved:
             wanted = self._questions[topic, number].topic_id
             found = topics.get(topic)
             if found is None or found.topic_id != wanted:
@@ -218,6 +223,9 @@ class _Planner:
                     name="UNKNOWN_TOPIC_ID",
                     retriable=False,
                 )
+
+    def _is_new_and_empty(self, key: Partition, plan: PartitionPlan) -> bool:
+        return self._questions[key].known is None and plan.start >= plan.ends.last_stable_offset
 
     def _known(self, key: Partition) -> Known:
         known = self._questions[key].known

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -295,3 +297,26 @@ def test_a_topic_that_vanished_fails_the_capture(kafka: KafkaCluster, tmp_path: 
         assert committed(events, stays).records == 3
         assert isinstance(events[-1], CaptureFinished)
         assert events[-1].status == "partial"
+
+
+def test_first_captures_at_once(kafka: KafkaCluster, tmp_path: Path) -> None:
+    """What: four captures of a topic each begin at the same moment, in a place where there is no repository yet.
+
+    Why: large clusters are captured in parts, and all parts are scheduled for the same minute.
+    Risk: each makes a repository of its own, or all but one fail.
+    """
+    topics = [new_topic(kafka) for _ in range(4)]
+    for topic in topics:
+        produce(kafka.bootstrap_servers, topic, _records(10))
+    together = threading.Barrier(len(topics))
+
+    def one(topic: str) -> int:
+        with open_engine(kafka, tmp_path, consumer_groups=[]) as engine:
+            together.wait(60)
+            return committed(capture(engine, topic), topic).records
+
+    with ThreadPoolExecutor(len(topics)) as pool:
+        assert list(pool.map(one, topics)) == [10] * len(topics)
+    with open_engine(kafka, tmp_path) as engine:
+        assert len(engine.captures()) == len(topics)
+        assert engine.verify(level="data").status == "ok"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from confluent_kafka.admin import NewPartitions
 
 from kafka_backup import (
+    BackupEvent,
     BrokerError,
     CaptureFinished,
     Engine,
@@ -17,6 +19,7 @@ from kafka_backup import (
     TopicRecreated,
     TopicUnchanged,
 )
+from kafka_backup.backup import _Capture
 from tests.support.engine import capture, committed, in_the_middle, open_engine, restore, restored_as
 from tests.support.kafka_cluster import KafkaCluster
 from tests.support.records import NewRecord
@@ -214,3 +217,31 @@ def test_an_idle_topic_whose_configuration_changed_is_committed(kafka: KafkaClus
 def _same_after_restore(kafka: KafkaCluster, engine: Engine, topic: str) -> None:
     restore(engine, "r", topic)
     assert read_topic(kafka.bootstrap_servers, f"restored-{topic}") == restored_as(kafka, topic)
+
+
+def test_a_topic_that_is_made_again_before_its_ends_are_asked(
+    kafka: KafkaCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What: a topic of 10 records, never captured, is made again, empty, between the list of topics and their ends.
+
+    Why: in between lie the positions of all groups, which takes seconds; and ends are asked by name.
+    Risk: the first incarnation is committed as an empty topic, and the capture says complete.
+    """
+    topic = new_topic(kafka)
+    _write(kafka, topic, 10)
+    ask = _Capture._ask_ends
+    made_again: list[str] = []
+
+    def late(self: _Capture) -> Iterator[BackupEvent]:
+        if not made_again:
+            delete_topic(kafka, topic)
+            made_again.append(new_topic(kafka, name=topic))
+        return ask(self)
+
+    monkeypatch.setattr(_Capture, "_ask_ends", late)
+    with open_engine(kafka, tmp_path, consumer_groups=[]) as engine:
+        events = list(engine.backup([topic]))
+        (failed,) = [event for event in events if isinstance(event, TopicFailed)]
+        assert "re-created" in str(failed.error)
+        assert not [event for event in events if isinstance(event, TopicCommitted)]
+        assert committed(capture(engine, topic), topic).records == 0
