@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,7 @@ from kafka_backup import (
     TopicUnchanged,
 )
 from kafka_backup.backup import _Capture
+from kafka_backup.kafka.topics import TopicAdmin
 from tests.support.engine import capture, committed, in_the_middle, open_engine, restore, restored_as
 from tests.support.kafka_cluster import KafkaCluster
 from tests.support.records import NewRecord
@@ -245,3 +246,33 @@ def test_a_topic_that_is_made_again_before_its_ends_are_asked(
         assert "re-created" in str(failed.error)
         assert not [event for event in events if isinstance(event, TopicCommitted)]
         assert committed(capture(engine, topic), topic).records == 0
+
+
+def test_a_topic_whose_settings_cannot_be_read_fails_alone(
+    kafka: KafkaCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What: of two topics, one is deleted between the list of topics and the question for their settings.
+
+    Why: settings come from another request, by name, and one topic's trouble is no other's.
+    Risk: no topic is captured; or the topic is captured without its settings, and restored with others.
+    """
+    goes, stays = new_topic(kafka), new_topic(kafka)
+    for topic in (goes, stays):
+        _write(kafka, topic, 10)
+    describe = TopicAdmin.describe_each
+
+    def late(self: TopicAdmin, topics: Sequence[str]) -> object:
+        delete_topic(kafka, goes)
+        return describe(self, topics)
+
+    with open_engine(kafka, tmp_path, consumer_groups=[]) as engine:
+        with monkeypatch.context() as patched:
+            patched.setattr(TopicAdmin, "describe_each", late)
+            events = list(engine.backup([goes, stays]))
+        (failed,) = [event for event in events if isinstance(event, TopicFailed)]
+        assert failed.topic == goes
+        assert "settings" in str(failed.error)
+        assert committed(events, stays).records == 10
+        assert not [event for event in events if isinstance(event, TopicCommitted) and event.topic == goes]
+        assert isinstance(events[-1], CaptureFinished)
+        assert events[-1].status == "partial"
