@@ -22,8 +22,9 @@ from kafka_backup.repository.buffers import Buffers
 from kafka_backup.repository.checkpoints import CommitReader, check_checkpoint, checkpoint_numbers
 from kafka_backup.repository.commit_log import CommitLog, commit_flaws, read_commits
 from kafka_backup.repository.documents import CapturedTopic, Commit, PartitionRange, sha256_of
-from kafka_backup.repository.expiry import expired_group_snapshots, needed
-from kafka_backup.repository.group_store import GroupStore
+from kafka_backup.repository.drills import DrillStore
+from kafka_backup.repository.expiry import expired_group_snapshots, find_expiries, needed
+from kafka_backup.repository.group_store import GroupStore, reset_flaws
 from kafka_backup.repository.log_state import LogState
 from kafka_backup.repository.repository import Repository
 from kafka_backup.repository.restore_documents import RestoreAttempt, RestorePlan
@@ -138,6 +139,8 @@ def verify(
     problems += _captures(repository, heads, selection, token)
     if selection is None:
         problems += _restores(repository, token)
+        problems += (Problem(kind=k, object=o, detail=d) for k, o, d in reset_flaws(repository.store))
+        problems += _drills(repository)
         problems += _group_snapshots(repository, token)
     kinds = {problem.kind for problem in problems}
     return VerifyReport(
@@ -420,7 +423,14 @@ def _head(
 
 def _group_snapshots(repository: Repository, token: StopToken) -> Iterator[Problem]:
     """Every capture must find its group snapshot, and each must be as it was stored."""
-    expired = expired_group_snapshots(repository.store)
+    expired: set[str] = set()
+    all_expiries_known = True
+    for key, expiry in find_expiries(repository.store):
+        if isinstance(expiry, DamagedError):
+            all_expiries_known = False
+            yield Problem(kind="unreadable", object=key, detail=str(expiry))
+        else:
+            expired.update(expiry.group_snapshots)
     groups = GroupStore(repository.store)
     there = set()
     for info in repository.store.list(layout.GROUPS):
@@ -439,7 +449,7 @@ def _group_snapshots(repository: Repository, token: StopToken) -> Iterator[Probl
         token.check()
         key = layout.group_snapshot_key(snapshot_id)
         if snapshot_id not in there:
-            if snapshot_id not in expired_group_snapshots(repository.store):
+            if all_expiries_known and snapshot_id not in expired_group_snapshots(repository.store):
                 yield Problem(kind="missing", object=key, detail="a capture names it and it does not exist")
         else:
             yield from _group_snapshot(repository, groups, snapshot_id, sha256s.get(snapshot_id))
@@ -486,6 +496,15 @@ def _restores(repository: Repository, token: StopToken) -> Iterator[Problem]:
             elif found[number] != plans.get(restore_id):
                 detail = f"it was begun with a plan with SHA-256 {found[number]}, which is not there"
                 yield Problem(kind="chain", object=key, detail=detail)
+
+
+def _drills(repository: Repository) -> Iterator[Problem]:
+    drills = DrillStore(repository.store)
+    for drill_id in drills.ids():
+        try:
+            drills.report(drill_id)
+        except DamagedError as error:
+            yield Problem(kind="unreadable", object=layout.drill_key(drill_id), detail=str(error))
 
 
 @dataclass(slots=True)

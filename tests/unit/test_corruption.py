@@ -16,9 +16,9 @@ from kafka_backup import verify as verification
 from kafka_backup.errors import DamagedError, KafkaBackupError
 from kafka_backup.expected_batches import expected_batches
 from kafka_backup.repository import documents, proven_object, restore_folder, segments
-from kafka_backup.repository.documents import (
-    PartitionRange,
-)
+from kafka_backup.repository.acceptances import accepted_absences, accepted_losses
+from kafka_backup.repository.documents import PartitionRange
+from kafka_backup.repository.drills import DrillStore
 from kafka_backup.repository.group_store import GroupStore
 from kafka_backup.repository.layout import (
     REPOSITORY,
@@ -139,6 +139,12 @@ def test_every_damage_to_a_segment_is_found(number: int, damage: str) -> None:
         assert _problems(store) == {key}
 
 
+def _raise(found: Iterator[tuple[str, object]]) -> None:
+    for _, document in found:
+        if isinstance(document, DamagedError):
+            raise document
+
+
 def _read(store: Store, kind: str) -> object:
     """Read one of DOCUMENTS as whoever needs it does."""
     repository = Repository.open(store, cluster_id=None, create=False)
@@ -152,6 +158,13 @@ def _read(store: Store, kind: str) -> object:
         "attempt": folder.newest_attempt,
         "report": folder.report,
         "offset map": lambda: folder.offset_map(TOPIC, 0),
+        "reset plan": GroupStore(store).reset("t1").plan,
+        "positions before": GroupStore(store).reset("t1").before,
+        "reset step": GroupStore(store).reset("t1").steps,
+        "expiry": repository.expiries,
+        "drill": lambda: DrillStore(store).report("d1"),
+        "accepted losses": lambda: _raise(accepted_losses(store)),
+        "accepted absence": lambda: _raise(accepted_absences(store)),
     }
     return readers[kind]()
 
@@ -227,7 +240,8 @@ def test_objects_in_the_place_of_others_are_found(
     store = restorable()
     right = _restored(store)[0]
     objects = _objects(store)
-    for one, other in itertools.permutations(objects, 2):
+    pairs = itertools.combinations if change is _swapped else itertools.permutations
+    for one, other in pairs(objects, 2):
         changed = dict(zip((one, other), change(objects[one], objects[other]), strict=True))
         if all(objects[key] == data for key, data in changed.items()):
             continue

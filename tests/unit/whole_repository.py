@@ -4,16 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from kafka_backup.repository.documents import Capture, Commit, Document, RepositoryDocument, sha256_of
-from kafka_backup.repository.group_documents import GroupSnapshot, Position, SavedGroup
-from kafka_backup.repository.group_store import GroupStore
+from kafka_backup.repository.acceptances import (
+    AcceptedAbsence,
+    AcceptedCommit,
+    AcceptedLosses,
+    put_acceptance,
+)
+from kafka_backup.repository.documents import Capture, Commit, Document, Expiry, RepositoryDocument, sha256_of
+from kafka_backup.repository.drills import DrillReport, DrillStore
+from kafka_backup.repository.group_documents import (
+    GroupBefore,
+    GroupSnapshot,
+    MovedPosition,
+    PlannedGroup,
+    PlannedPosition,
+    Position,
+    PositionBefore,
+    PositionsBefore,
+    ResetPlan,
+    ResetRequest,
+    ResetStep,
+    SavedGroup,
+)
+from kafka_backup.repository.group_store import GroupStore, ResetFolder
 from kafka_backup.repository.layout import (
     REPOSITORY,
+    accepted_absence_key,
+    accepted_losses_key,
     attempt_key,
     capture_key,
     commit_key,
+    drill_key,
+    expiry_key,
     offset_map_key,
     report_key,
+    reset_before_key,
+    reset_plan_key,
+    reset_step_key,
     restore_plan_key,
 )
 from kafka_backup.repository.repository import Repository
@@ -30,7 +57,7 @@ from kafka_backup.repository.restore_documents import (
     RestoreVerification,
     VerifiedTopic,
 )
-from kafka_backup.repository.store import Store
+from kafka_backup.repository.store import Store, put_once
 from tests.unit.repositories import CLUSTER, TOPIC, TOPIC_ID, batch, capture, memory_store
 
 DOCUMENTS: Mapping[str, tuple[str, type[Document]]] = {
@@ -42,10 +69,18 @@ DOCUMENTS: Mapping[str, tuple[str, type[Document]]] = {
     "attempt": (attempt_key("r1", 2), RestoreAttempt),
     "report": (report_key("r1", 2), RestoreReport),
     "offset map": (offset_map_key("r1", TOPIC, 0), OffsetMapDocument),
+    "reset plan": (reset_plan_key("t1"), ResetPlan),
+    "positions before": (reset_before_key("t1"), PositionsBefore),
+    "reset step": (reset_step_key("t1", 1, "applying"), ResetStep),
+    "expiry": (expiry_key("e1"), Expiry),
+    "drill": (drill_key("d1"), DrillReport),
+    "accepted losses": (accepted_losses_key("c1", 0), AcceptedLosses),
+    "accepted absence": (accepted_absence_key(TOPIC, TOPIC_ID, 2), AcceptedAbsence),
 }
 """One object of each kind that is JSON as it stands: its key and its class."""
 
 RESTORES = ("r1", "r2")
+RESETS = ("t1", "t2")
 SNAPSHOTS = ("20260102T030405006Z-s1", "20260102T030405006Z-s2")
 
 
@@ -156,4 +191,60 @@ def restorable() -> Store:
                 ),
             )
         )  # fmt: skip
+    for reset_id in RESETS:
+        _put_reset(GroupStore(store).reset(reset_id))
+    for name in ("1", "2"):
+        expiry = Expiry(
+            expiry_id=f"e{name}", nonce="n", decided_at=1, keep_days=None, keep_captures=9, captures=(),
+            group_snapshots=(f"gone-{name}",),
+        )  # fmt: skip
+        put_once(store, expiry_key(expiry.expiry_id), expiry.to_bytes())
+        DrillStore(store).put(
+            DrillReport(
+                drill_id=f"d{name}", nonce="n", started_at=1, ended_at=2, target_cluster_id=CLUSTER, status="passed",
+                captures=(),
+            )
+        )  # fmt: skip
+    accepted = AcceptedCommit(topic=TOPIC, topic_id=TOPIC_ID, number=0, sha256=log.sha256_of(0))
+    for number in (0, 1):
+        put_acceptance(
+            store,
+            AcceptedLosses(
+                capture_id="c1", number=number, nonce="n", accepted_at=1, reason="known", commits=(accepted,)
+            ),
+        )
+    put_acceptance(
+        store,
+        AcceptedAbsence(
+            topic=TOPIC, topic_id=TOPIC_ID, head=2, head_sha256=log.sha256_of(2), nonce="n", accepted_at=1, capture_id="c1"
+        ),
+    )  # fmt: skip
     return store
+
+
+def _put_reset(folder: ResetFolder) -> None:
+    """Plan, positions before, and the steps to the proof."""
+    planned = PlannedPosition(
+        topic=TOPIC, topic_id=TOPIC_ID, partition=0, offset=5, log_start=0, high_watermark=8, before=3
+    )
+    folder.put_plan(
+        ResetPlan(
+            reset_id=folder.reset_id, request=ResetRequest(groups=("g",), to="offset", to_offset=5), nonce="n",
+            planned_at=1, cluster_id=CLUSTER, groups=(PlannedGroup(group="g", positions=(planned,)),),
+        )
+    )  # fmt: skip
+    before = PositionBefore(topic=TOPIC, topic_id=TOPIC_ID, partition=0, offset=3)
+    folder.put_before(
+        PositionsBefore(
+            reset_id=folder.reset_id, nonce="n", taken_at=1,
+            groups=(GroupBefore(group="g", state="Empty", positions=(before,)),),
+        )
+    )  # fmt: skip
+    moved = MovedPosition(group="g", topic=TOPIC, partition=0, before=3, after=5, was_touched=True)
+    for number, state in enumerate(("applying", "applied", "verified"), start=1):
+        folder.put_step(
+            ResetStep.model_validate(
+                {"reset_id": folder.reset_id, "number": number, "state": state, "nonce": "n", "at": 2,
+                 "positions": (moved,) if state == "verified" else ()}
+            )
+        )  # fmt: skip

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from kafka_backup.repository import layout
 from kafka_backup.repository.documents import Count, Document, Identifier, Milliseconds, Part, TopicName
-from kafka_backup.repository.store import Store, put_once, read_document
+from kafka_backup.repository.store import Store, put_once, read_in_place
 
 
 class DrilledCapture(Part):
@@ -71,7 +71,12 @@ class DrillStore:
 
     def report(self, drill_id: str) -> DrillReport | None:
         """Return the report of a drill, None if it has none."""
-        return read_document(self._store, layout.drill_key(drill_id), DrillReport)
+        return read_in_place(
+            self._store,
+            layout.drill_key(drill_id),
+            DrillReport,
+            lambda found: layout.drill_key(found.drill_id),
+        )
 
     def newest_first(self) -> Iterator[DrillReport]:
         """Yield the reports from the newest back, each read when it is asked for."""

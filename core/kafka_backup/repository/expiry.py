@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
+from kafka_backup.errors import DamagedError
 from kafka_backup.repository import layout
 from kafka_backup.repository.commit_log import CommitLog
 from kafka_backup.repository.documents import Expiry
 from kafka_backup.repository.restore_documents import RestorePlan
-from kafka_backup.repository.store import Store, read_document
+from kafka_backup.repository.store import Store, read_in_place
 
 
 def committed(log: CommitLog) -> frozenset[str]:
@@ -51,18 +52,32 @@ def pinned(log: CommitLog, plans: Iterable[RestorePlan]) -> frozenset[str]:
     )
 
 
+def find_expiries(store: Store) -> Iterator[tuple[str, Expiry | DamagedError]]:
+    """Yield key and document of what each run of expiry decided, oldest first, or what is wrong with the object."""
+    for info in store.list(layout.EXPIRIES):
+        if layout.parse_expiry_key(info.key) is not None:
+            try:
+                expiry = read_in_place(
+                    store, info.key, Expiry, lambda found: layout.expiry_key(found.expiry_id)
+                )
+            except DamagedError as error:
+                yield info.key, error
+                continue
+            assert expiry is not None  # they are never deleted
+            yield info.key, expiry
+
+
 def read_expiries(store: Store) -> Sequence[Expiry]:
     """Return what each run of expiry decided, oldest first; never from memory.
 
     Raises:
-        DamagedError: one is unreadable.
+        DamagedError: one is unreadable, or stands in another's place.
     """
     found = []
-    for info in store.list(layout.EXPIRIES):
-        if layout.parse_expiry_key(info.key) is not None:
-            expiry = read_document(store, info.key, Expiry)
-            assert expiry is not None  # they are never deleted
-            found.append(expiry)
+    for _, expiry in find_expiries(store):
+        if isinstance(expiry, DamagedError):
+            raise expiry
+        found.append(expiry)
     return found
 
 

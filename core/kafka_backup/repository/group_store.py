@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
 
 from kafka_backup.errors import ConfigurationError, DamagedError, WriterConflictError
 from kafka_backup.repository import layout
@@ -15,7 +16,7 @@ from kafka_backup.repository.group_documents import (
     ResetState,
     ResetStep,
 )
-from kafka_backup.repository.store import ObjectNotFoundError, Store, put_once, read_document
+from kafka_backup.repository.store import ObjectNotFoundError, Store, put_once, read_in_place
 
 OPEN_STATES = ("applying", "applied", "rolling_back")
 """States of a reset after which something is still to be done."""
@@ -118,7 +119,7 @@ class ResetFolder:
 
     def plan(self) -> ResetPlan | None:
         """Return the plan, None if there is none."""
-        return read_document(self._store, layout.reset_plan_key(self.reset_id), ResetPlan)
+        return _read_plan(self._store, layout.reset_plan_key(self.reset_id))
 
     def put_plan(self, plan: ResetPlan) -> None:
         """Store the plan; the same plan again does nothing.
@@ -130,7 +131,7 @@ class ResetFolder:
 
     def before(self) -> PositionsBefore | None:
         """Return the positions before the reset, None if they were not taken yet."""
-        return read_document(self._store, layout.reset_before_key(self.reset_id), PositionsBefore)
+        return _read_before(self._store, layout.reset_before_key(self.reset_id))
 
     def put_before(self, before: PositionsBefore) -> None:
         """Store the positions before the reset, once and for all.
@@ -154,7 +155,7 @@ class ResetFolder:
         for number in range(1, max(found, default=0) + 1):
             states = found.get(number, [])
             key = layout.reset_step_key(self.reset_id, number, _winner(states) if states else "applying")
-            step = read_document(self._store, key, ResetStep)
+            step = _read_step(self._store, key)
             if step is None:
                 raise DamagedError(
                     f"step {number} of reset {self.reset_id} is missing; put it back from a copy"
@@ -182,6 +183,62 @@ class ResetFolder:
                 f"another run works on reset {self.reset_id} and is now {rivals[0]}; this one stops. Wait for the "
                 "other to end, then look at the positions"
             )
+
+
+ResetFlaw = Literal["unreadable", "missing", "foreign"]
+
+
+def reset_flaws(store: Store) -> Iterator[tuple[ResetFlaw, str, str]]:
+    """Check all resets: each document readable and in its place, and none missing that others need.
+
+    Yields:
+        The kind of flaw (``unreadable``, ``missing``, ``foreign``), the key, a sentence.
+    """
+    keys: dict[str, set[str]] = {}
+    for info in store.list(layout.RESETS):
+        reset_id = info.key.removeprefix(layout.RESETS).partition("/")[0]
+        known = layout.is_reset_id(reset_id)
+        try:
+            if known and info.key == layout.reset_plan_key(reset_id):
+                _read_plan(store, info.key)
+            elif known and info.key == layout.reset_before_key(reset_id):
+                _read_before(store, info.key)
+            elif layout.parse_reset_step_key(info.key) is not None:
+                _read_step(store, info.key)
+            else:
+                yield "foreign", info.key, "not a key of a reset; remove it"
+                continue
+        except DamagedError as error:
+            yield "unreadable", info.key, str(error)
+        keys.setdefault(reset_id, set()).add(info.key)
+    for reset_id, found in keys.items():
+        numbers = {parsed[1] for key in found if (parsed := layout.parse_reset_step_key(key)) is not None}
+        needed = {layout.reset_plan_key(reset_id)}
+        if numbers:
+            needed.add(layout.reset_before_key(reset_id))
+        for key in sorted(needed - found):
+            yield (
+                "missing",
+                key,
+                "later documents of this reset exist, this one does not; put it back from a copy",
+            )
+        for number in sorted(set(range(1, max(numbers, default=0))) - numbers):
+            key = layout.reset_step_key(reset_id, number, "applying")
+            yield "missing", key, f"step {number} does not exist, later ones do; put it back from a copy"
+
+
+def _read_plan(store: Store, key: str) -> ResetPlan | None:
+    return read_in_place(store, key, ResetPlan, lambda found: layout.reset_plan_key(found.reset_id))
+
+
+def _read_before(store: Store, key: str) -> PositionsBefore | None:
+    return read_in_place(store, key, PositionsBefore, lambda found: layout.reset_before_key(found.reset_id))
+
+
+def _read_step(store: Store, key: str) -> ResetStep | None:
+    return read_in_place(
+        store, key, ResetStep, lambda found: layout.reset_step_key(found.reset_id, found.number, found.state)
+    )
 
 
 _PRECEDENCE: Sequence[ResetState] = (

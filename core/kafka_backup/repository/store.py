@@ -7,7 +7,7 @@ memory. Everything above relies on these sentences and on nothing else.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Protocol, Self, TypeVar
@@ -202,6 +202,20 @@ def read_document(store: Store, key: str, kind: type[_D]) -> _D | None:
     except ObjectNotFoundError:
         return None
     return kind.from_bytes(data, key=f"{store.url}/{key}")
+
+
+def read_in_place(store: Store, key: str, kind: type[_D], key_of: Callable[[_D], str]) -> _D | None:
+    """Read a stored document that must be the one of this place, None if there is no such object.
+
+    Raises:
+        DamagedError: it is unreadable, or a sound document of another place was put here.
+    """
+    document = read_document(store, key, kind)
+    if document is not None and (own := key_of(document)) != key:
+        raise DamagedError(
+            f"{store.url}/{key} is the object of {own}; put the right one back from a copy of the repository"
+        )
+    return document
 
 
 def check_key(key: str) -> str:
