@@ -232,7 +232,7 @@ def _copied(one: bytes, _other: bytes) -> tuple[bytes, bytes]:
 def test_objects_in_the_place_of_others_are_found(
     change: Callable[[bytes, bytes], tuple[bytes, bytes]],
 ) -> None:
-    """Tests every two objects of a repository, swapped, and one put in the place of the other.
+    """Tests every two objects of a kind, and some of other kinds, swapped, and one put in the place of the other.
 
     It matters because a copy tool, or a half-finished copy back, puts whole, valid objects in wrong places.
     An older commit or plan in the place of a newer one is readable, sealed, and wrong.
@@ -241,7 +241,10 @@ def test_objects_in_the_place_of_others_are_found(
     right = _restored(store)[0]
     objects = _objects(store)
     pairs = itertools.combinations if change is _swapped else itertools.permutations
-    for one, other in pairs(objects, 2):
+    for number, (one, other) in enumerate(pairs(objects, 2)):
+        # Objects of different kinds are never read as each other: some of these pairs will do.
+        if one.partition("/")[0] != other.partition("/")[0] and number % 4:
+            continue
         changed = dict(zip((one, other), change(objects[one], objects[other]), strict=True))
         if all(objects[key] == data for key, data in changed.items()):
             continue
