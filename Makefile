@@ -27,7 +27,7 @@ dev: venv image ## a broker with the demo's topics, and Dagster's user interface
 	@exec $(BIN)/python -m demo.dev
 
 .PHONY: test
-test: venv images stores ## every test; installs what is missing first
+test: venv images stores chromium ## every test; installs what is missing first
 	$(PYTEST) $(PARALLEL)
 
 .PHONY: unit
@@ -48,11 +48,19 @@ chaos: venv image ## tests that kill, freeze and cut off brokers
 	$(PYTEST) -m chaos || [ $$? = 5 ]
 
 .PHONY: e2e
-e2e: venv image ## tests of the whole way, user interface included
+e2e: venv image chromium ## tests of the whole way, user interface included
 	$(PYTEST) -m e2e || [ $$? = 5 ]
 
+.PHONY: oldest-dagster
+oldest-dagster: image ## the tests of the Dagster face on the oldest Dagster that pyproject.toml allows
+	@$(MAKE) VENV=$(VENV)-oldest venv
+	@$(VENV)-oldest/bin/python -m pip install --quiet --disable-pip-version-check \
+	  $$(grep -oE '"dagster[a-z-]*>=[0-9.]+"' pyproject.toml | tr -d '"' | sed 's/>=/==/' | sort -u)
+	$(VENV)-oldest/bin/pytest $(ARGS) $(PARALLEL) tests/unit/test_dagster_*.py tests/unit/test_examples.py \
+	  tests/integration/test_dagster*.py
+
 .PHONY: coverage
-coverage: venv images stores ## every test, and which lines none of them reaches (htmlcov/); fails where too many are not
+coverage: venv images stores chromium ## every test, and which lines none of them reaches (htmlcov/); fails where too many are not
 	$(PYTEST) $(PARALLEL) --cov --cov-report=xml --cov-report=html
 	$(BIN)/python scripts/coverage_gate.py
 
@@ -110,6 +118,10 @@ docker: ## a Docker engine: started, and on Debian (as root) installed, if there
 image: venv docker ## the Kafka image: pulled, or built here where it cannot be
 	@$(BIN)/python -m tests.support.kafka_image >/dev/null
 
+.PHONY: chromium
+chromium: ## a Chromium for the tests of the user interface: found, or on Debian (as root) installed
+	@bash scripts/chromium.sh
+
 .PHONY: images
 images: venv docker ## the same, and the oldest Kafka that is tested
 	@$(BIN)/python -m tests.support.kafka_image all >/dev/null
@@ -120,5 +132,5 @@ stores: docker ## the object stores of the tests: built or installed once, in th
 
 .PHONY: clean
 clean: ## remove what was made here, the virtual environment included
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage* coverage.xml htmlcov \
+	rm -rf $(VENV) $(VENV)-oldest .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage* coverage.xml htmlcov \
 	  build dist .dagster_home bench/build tests/support/kafka-image/build
