@@ -3,12 +3,7 @@
 import contextlib
 import os
 import shutil
-import signal
-import socket
-import subprocess
 import sys
-import urllib.error
-import urllib.request
 import webbrowser
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -18,7 +13,7 @@ import yaml
 
 from demo import session
 from demo.topics import BROKER_CONFIG, NAMES, Size, write_all
-from tests.support.waiting import wait_for
+from tests.support.dagster_dev import DagsterNotReadyError, DagsterServer, dagster_dev
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = Size(orders=30_000, events=10_000, customers=5_000, updates=3)
@@ -35,15 +30,16 @@ def main() -> None:
         write_config(config, kafka.bootstrap_servers, home / "backups")
         # Dagster looks for dagster.yaml where it is started, and keeps its history beside it.
         shutil.copy(ROOT / "dagster.yaml", home)
-        with _dagster(home, config) as (process, url):
+        with _dagster(home, config) as dagster:
+            url = dagster.url
             session.console.print(
                 f"\nbroker     {kafka.bootstrap_servers}   topics: {', '.join(NAMES)}\nconfig     {config}\n"
                 f"[bold]Dagster    {url}[/]\n\nPress Ctrl-C to stop; then all of this is removed."
             )
             if sys.stdout.isatty() and (os.environ.get("DISPLAY") or sys.platform == "darwin"):
                 webbrowser.open(url)
-            if process.wait() != 0:
-                raise session.SessionError(f"Dagster ended with exit code {process.returncode}")
+            if dagster.process.wait() != 0:
+                raise session.SessionError(f"Dagster ended with exit code {dagster.process.returncode}")
 
 
 def write_config(path: Path, bootstrap_servers: str, repository: Path) -> None:
@@ -58,64 +54,23 @@ def write_config(path: Path, bootstrap_servers: str, repository: Path) -> None:
 
 
 @contextlib.contextmanager
-def _dagster(home: Path, config: Path) -> Iterator[tuple["subprocess.Popen[bytes]", str]]:
-    port = _port(3000)
-    environment = {key: value for key, value in os.environ.items() if key != "DAGSTER_HOME"}
+def _dagster(home: Path, config: Path) -> Iterator[DagsterServer]:
     yesterday = (datetime.now(UTC) - timedelta(days=1)).date().isoformat()
-    environment |= {
+    # It says that `dg dev` is the newer command; that one wants a project of its own kind.
+    environment = {
         "KAFKA_BACKUP_CONFIG": str(config),
         "KAFKA_BACKUP_START_DATE": yesterday,
-        "DAGSTER_DISABLE_TELEMETRY": "1",
+        "PYTHONWARNINGS": "ignore",
     }
-    # It says that `dg dev` is the newer command; that one wants a project of its own kind.
-    environment["PYTHONWARNINGS"] = "ignore"
-    dagster = Path(sys.executable).with_name("dagster")
-    command = [
-        str(dagster),
-        "dev",
-        "-w",
-        str(ROOT / "workspace.yaml"),
-        "-h",
-        "127.0.0.1",
-        "-p",
-        str(port),
-        "--log-level",
-        "error",
-    ]
-    # A process group of its own: Ctrl-C reaches us alone, and whatever it starts can be ended with it.
-    process = subprocess.Popen(command, cwd=home, env=environment, start_new_session=True)
-    url = f"http://127.0.0.1:{port}"
+    command = ["dagster", "dev", "-w", str(ROOT / "workspace.yaml"), "--log-level", "error"]
     try:
-
-        def ready() -> bool:
-            if process.poll() is not None:
-                raise session.SessionError(f"Dagster did not start (exit code {process.returncode})")
-            with (
-                contextlib.suppress(urllib.error.URLError, OSError),
-                urllib.request.urlopen(f"{url}/server_info", timeout=2) as answer,
-            ):
-                return bool(answer.status == 200)
-            return False
-
-        wait_for(ready, 120, "Dagster's user interface", interval=0.3)
-        yield process, url
-    finally:
-        session.no_more_interrupts()
-        process.send_signal(signal.SIGINT)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(20)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def _port(wanted: int) -> int:
-    for port in (wanted, 0):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(("127.0.0.1", port))
-            return int(probe.getsockname()[1])
-    raise session.SessionError("no free port")
+        with dagster_dev(command, folder=home, environment=environment, port=3000) as server:
+            try:
+                yield server
+            finally:
+                session.no_more_interrupts()
+    except DagsterNotReadyError as error:
+        raise session.SessionError(str(error)) from error
 
 
 if __name__ == "__main__":

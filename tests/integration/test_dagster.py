@@ -1,14 +1,16 @@
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import dagster as dg
 import pytest
 
-from kafka_backup import Engine, parse_config, partition_restore
+from kafka_backup import Engine, StopToken, parse_config, partition_restore
+from kafka_backup.kafka.produce import TopicProducer
+from kafka_backup.partition_capture import PartitionCapture
 from kafka_backup_dagster import (
     KafkaBackupResource,
     build_definitions,
@@ -20,7 +22,6 @@ from tests.support.groups import commit, positions
 from tests.support.kafka_cluster import KafkaCluster
 from tests.support.records import NewRecord, Record
 from tests.support.topics import delete_topic, ends, new_topic, produce, read_topic
-from tests.support.waiting import wait_for
 
 
 def records(count: int) -> list[NewRecord]:
@@ -202,6 +203,42 @@ def test_windows_are_labels_and_old_ones_are_held(kafka: KafkaCluster, tmp_path:
     assert len(both) == 3
     assert both[topic, newest].metadata["dagster/partition_row_count"].value == 4
     assert both[topic, older].metadata["dagster/partition_row_count"].value == 0
+
+
+def test_backfill_of_one_run_per_window(kafka: KafkaCluster, tmp_path: Path) -> None:
+    """Tests three windows as a backfill with one partition per run starts them, in both orders.
+
+    Some limit the windows of a run, so that a failure costs one of them only.
+    Could go wrong: a run takes what belongs to a later one's count, or repeats the work of an earlier one.
+    """
+    topic = new_topic(kafka)
+    (shard,) = build_kafka_backup_assets(
+        topics=[topic],
+        consumer_groups=[],
+        partitions_def=hours(),
+        backfill_policy=dg.BackfillPolicy.multi_run(max_partitions_per_run=1),
+    )
+    assert shard.backfill_policy == dg.BackfillPolicy.multi_run(max_partitions_per_run=1)
+    resources = {"kafka_backup": KafkaBackupResource.from_config(engine_config(kafka, tmp_path / "r"))}
+    instance = dg.DagsterInstance.ephemeral()
+    windows = [last_hour(ago) for ago in (3, 2, 1)]
+
+    def run(window: str) -> dg.AssetMaterialization:
+        done = dg.materialize([shard], resources=resources, partition_key=window, instance=instance)
+        return materialized(done)[topic, window]
+
+    counts, captures = [], []
+    for window in windows:
+        produce(kafka.bootstrap_servers, topic, records(5))
+        saved = run(window)
+        counts.append(saved.metadata["dagster/partition_row_count"].value)
+        captures.append(saved.metadata["kafka_backup/capture"].value)
+    assert counts == [5, 5, 5]
+    assert len(set(captures)) == 3
+
+    produce(kafka.bootstrap_servers, topic, records(5))
+    again = [run(window) for window in reversed(windows)]
+    assert [each.metadata["dagster/partition_row_count"].value for each in again] == [5, 0, 0]
 
 
 def test_only_the_selected_topic_is_captured(kafka: KafkaCluster, tmp_path: Path) -> None:
@@ -419,37 +456,58 @@ def test_unreachable_cluster_fails_in_time_and_may_be_retried(kafka: KafkaCluste
     assert [event.event_type_value for event in result.all_events].count("STEP_RESTARTED") == 1
 
 
-def terminate_when(ready: Callable[[], object], instance: dg.DagsterInstance) -> threading.Thread:
-    """Does what Terminate does to a run's process, once `ready()` holds."""
+class Terminate:
+    """Does what Terminate does to a run's process, in the middle of a method of the engine.
 
-    def terminate() -> None:
-        wait_for(ready, 60, "something to interrupt")
-        instance.report_run_canceling(instance.get_runs(limit=1)[0])
-        os.kill(os.getpid(), signal.SIGINT)
+    The engine's thread waits there until it was asked to stop, so that it cannot have been faster.
+    """
 
-    thread = threading.Thread(target=terminate)
-    thread.start()
-    return thread
+    def __init__(
+        self, instance: dg.DagsterInstance, patch: pytest.MonkeyPatch, at: type, method: str
+    ) -> None:
+        reached, asked = threading.Event(), threading.Event()
+        original, stop = getattr(at, method), StopToken.stop
+
+        def held(self: object, *args: object, **kwargs: object) -> object:
+            done = original(self, *args, **kwargs)
+            reached.set()
+            assert asked.wait(60)
+            return done
+
+        def noted(self: StopToken) -> None:
+            stop(self)
+            if reached.is_set():  # before, it was the end of something else, such as the planning
+                asked.set()
+
+        def terminate() -> None:
+            if reached.wait(60):
+                instance.report_run_canceling(instance.get_runs(limit=1)[0])
+                os.kill(os.getpid(), signal.SIGINT)
+
+        patch.setattr(at, method, held)
+        patch.setattr(StopToken, "stop", noted)
+        self._thread = threading.Thread(target=terminate)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.join()
 
 
-def test_terminated_backup_and_restore_go_on_where_they_stopped(
-    kafka: KafkaCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_terminated_backup_and_restore_go_on_where_they_stopped(kafka: KafkaCluster, tmp_path: Path) -> None:
     """Tests an interrupt in the middle of a backup and of a restore, and both again.
 
     People press Terminate; what is committed must stay, and nothing must be half done.
     Could go wrong: the run hangs until it is killed, threads go on writing, records are doubled.
     """
     topic = new_topic(kafka)
-    count = 300 * 1000
+    count = 4000
     value = os.urandom(1000)
     produce(
         kafka.bootstrap_servers, topic, (NewRecord(value, None, [], 1_700_000_000_000) for _ in range(count))
     )
-    dagster = Dagster(kafka, tmp_path, [topic])
-    # However fast the machine: it has not ended when it is interrupted.
-    slow = Dagster(kafka, tmp_path, [topic], segment_bytes="8MiB", max_bytes_per_second="16MiB")
-    slow.instance = dagster.instance
+    dagster = Dagster(kafka, tmp_path, [topic], segment_bytes=1 << 16)
 
     def status(result: dg.ExecuteInProcessResult) -> dg.DagsterRunStatus:
         run = dagster.instance.get_run_by_id(result.run_id)
@@ -457,22 +515,19 @@ def test_terminated_backup_and_restore_go_on_where_they_stopped(
         return run.status
 
     repository = tmp_path / "repository"
-
-    thread = terminate_when(lambda: list(repository.rglob("*.log*")), dagster.instance)
-    stopped = slow.backup()
-    thread.join()
+    with pytest.MonkeyPatch.context() as patch, Terminate(dagster.instance, patch, PartitionCapture, "_take"):
+        stopped = dagster.backup()
     assert status(stopped) == dg.DagsterRunStatus.CANCELED
     assert not list(repository.rglob("captures/*.json"))
     assert not [each for each in threading.enumerate() if each.name.startswith("capture-")]
     assert materialized(dagster.backup())[topic, None].metadata["dagster/row_count"].value == count
 
     form = {"restore_id": "r", "prefix": "p-", "mode": "execute"}
-    target = f"p-{topic}"
-    thread = terminate_when(lambda: list(repository.rglob("restores/r/attempts/*.json")), dagster.instance)
-    stopped = dagster.restore(**form)
-    thread.join()
+    with pytest.MonkeyPatch.context() as patch, Terminate(dagster.instance, patch, TopicProducer, "send"):
+        stopped = dagster.restore(**form)
     assert status(stopped) == dg.DagsterRunStatus.CANCELED
     assert not list(repository.rglob("restores/r/reports/*.json"))
-    monkeypatch.setattr(partition_restore, "_SETTLE_SECONDS", 2)  # the broker is well
-    assert dagster.restore(**form).success
-    assert ends(kafka.bootstrap_servers, target)[0] == (0, count)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(partition_restore, "_SETTLE_SECONDS", 2)  # the broker is well
+        assert dagster.restore(**form).success
+    assert ends(kafka.bootstrap_servers, f"p-{topic}")[0] == (0, count)
