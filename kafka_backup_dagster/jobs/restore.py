@@ -90,6 +90,17 @@ class RestoreConfig(dg.Config):
     rename_groups: list[RenameConfig] = Field(
         default=[], description="The first rule that matches a group's whole name gives its new name."
     )
+    replication_factor: int | None = Field(
+        default=None, description="Of the topics that are made; by default as in the source."
+    )
+    original_offset_header: bool = Field(
+        default=False,
+        description="Give each record the header x-original-offset; the records are other ones then.",
+    )
+    original_timestamp_header: bool = Field(
+        default=False,
+        description="Give each record the header x-original-timestamp; the records are other ones then.",
+    )
 
     @model_validator(mode="after")
     def _can_be_asked(self) -> "RestoreConfig":
@@ -132,6 +143,9 @@ class RestoreConfig(dg.Config):
                 incarnation=self.incarnation,
                 groups=tuple(self.groups),
                 rename_groups=rename_rules(self.rename_groups, "rename_groups"),
+                replication_factor=self.replication_factor,
+                original_offset_header=self.original_offset_header,
+                original_timestamp_header=self.original_timestamp_header,
             )
 
 

@@ -56,6 +56,7 @@ def root_message(error: BaseException) -> str:
             {"restore_id": "x", "rename_groups": [{"pattern": "a", "replacement": "b"}]},
             "rename_groups: .*no groups",
         ),
+        ({"restore_id": "x", "replication_factor": 0}, "replication_factor: .*greater than or equal to 1"),
         ({"restore_id": "x", "mode": "now"}, "dry_run"),
         ({"restore_id": "x", "topic": ["orders"]}, "topic"),
         ({}, "restore_id"),
@@ -94,6 +95,8 @@ def test_form_becomes_the_engines_request() -> None:
         incarnation="AAAAAAAAAAAAAAAAAAAAAA",
         groups=["billing", "app_*"],
         rename_groups=[{"pattern": "app_(.*)", "replacement": r"new_\1"}],
+        replication_factor=2,
+        original_offset_header=True,
     ).request()
 
     assert request.restore_id == "r-1"
@@ -101,6 +104,8 @@ def test_form_becomes_the_engines_request() -> None:
     assert request.partitions == (0, 2)
     assert request.rename == (RenameRule(pattern="(.*)", replacement=r"copy.\1"),)
     assert (request.prefix, request.from_ms, request.until_ms) == ("p-", 1000, 2000)
+    assert request.replication_factor == 2
+    assert (request.original_offset_header, request.original_timestamp_header) == (True, False)
     assert (request.capture, request.incarnation) == ("c", "AAAAAAAAAAAAAAAAAAAAAA")
     assert request.groups == ("billing", "app_*")
     assert request.rename_groups == (RenameRule(pattern="app_(.*)", replacement=r"new_\1"),)
@@ -127,6 +132,9 @@ def test_form_is_flat_explained_and_dry_by_default() -> None:
         "incarnation",
         "groups",
         "rename_groups",
+        "replication_factor",
+        "original_offset_header",
+        "original_timestamp_header",
     }
     assert all(field.description for field in fields.values())
     assert fields["mode"].default_value == "dry_run"
