@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 
 from kio.schema.add_offsets_to_txn.v3.request import AddOffsetsToTxnRequest
@@ -65,6 +66,7 @@ class GroupTransaction:
         """
         self._groups = groups
         self._id = transactional_id
+        self._coordinator: Address | None = None
         request = InitProducerIdRequest(
             transactional_id=transactional_id,  # type: ignore[arg-type]
             transaction_timeout=datetime.timedelta(seconds=timeout_seconds),  # type: ignore[arg-type]
@@ -85,8 +87,9 @@ class GroupTransaction:
         """
         for group in offsets:
             self._announce(group)
+        coordinators = dict(self._groups.coordinators(list(offsets)))
         with ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="groups") as pool:
-            list(pool.map(self._write, offsets.items()))
+            list(pool.map(partial(self._write, coordinators=coordinators), offsets, offsets.values()))
 
     def commit(self) -> None:
         """Make all of it real. After an error it is unknown whether it is."""
@@ -114,19 +117,22 @@ class GroupTransaction:
 
         self._at_coordinator(f"adding group {group!r}", announce)
 
-    def _write(self, item: tuple[str, GroupOffsets]) -> None:
-        group, offsets = item
+    def _write(
+        self, group: str, offsets: GroupOffsets, coordinators: dict[str, Address | KafkaBackupError]
+    ) -> None:
+        """Commit for one group; whoever fails as its coordinator is forgotten, and looked for again."""
         what = f"transaction {self._id}: committing for group {group!r}"
         for part in chunks(offsets):
             request = self._request(group, part)
 
             def write(request: TxnOffsetCommitRequest = request) -> None:
-                coordinator = self._groups.coordinators([group])[group]
+                coordinator = coordinators.pop(group, None) or self._groups.coordinators([group])[group]
                 if isinstance(coordinator, KafkaBackupError):
                     raise coordinator
                 answer = self._groups.cluster.ask(coordinator, request, TxnOffsetCommitResponse)
                 for error in errors_of(answer.topics, what).values():
                     raise error
+                coordinators[group] = coordinator
 
             self._groups.cluster.retry(what, write)
 
@@ -174,10 +180,16 @@ class GroupTransaction:
         """Ask the coordinator of the transaction, with retries, wherever it is then."""
 
         def attempt() -> _T:
-            coordinator = self._groups.coordinators([self._id], TRANSACTION_KEY)[self._id]
+            coordinator: Address | KafkaBackupError | None
+            # Whoever fails is forgotten, and looked for again.
+            coordinator, self._coordinator = self._coordinator, None
+            if coordinator is None:
+                coordinator = self._groups.coordinators([self._id], TRANSACTION_KEY)[self._id]
             if isinstance(coordinator, KafkaBackupError):
                 raise coordinator
-            return ask(coordinator)
+            answer = ask(coordinator)
+            self._coordinator = coordinator
+            return answer
 
         return self._groups.cluster.retry(f"transaction {self._id}: {what}", attempt)
 
