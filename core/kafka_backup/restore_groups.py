@@ -139,7 +139,7 @@ def plan_groups(
         None if no groups are asked for, or there are no positions for them.
 
     Raises:
-        ConfigurationError: a group that is named is not in the group snapshot.
+        ConfigurationError: a group that is named is not in the group snapshot, or a pattern matches none.
     """
     if not request.groups:
         return None
@@ -276,6 +276,9 @@ class _Moves:
         where = f"group snapshot {self._snapshot.snapshot_id}"
         if missing := selection.missing(groups):
             raise ConfigurationError(f"group {missing[0]!r} is not in {where}")
+        for each in selection.include:
+            if each.text != "*" and not any(map(each.matches, groups)):
+                raise ConfigurationError(f"no group in {where} matches {each.text}")
         exact = {each.text for each in selection.include if each.kind is FilterKind.EXACT}
         if exact != {each.text for each in selection.include}:
             for reason in self._snapshot.incomplete:

@@ -358,6 +358,7 @@ def test_what_forbids_to_move_groups_is_said_before_the_data_is_written(
     same = ("--groups", other, "--rename-groups", "group-.*=one")
     assert [p["kind"] for p in shell.json(*asked, *same, code=5)["problems"]] == ["same_group"]
     assert "no-such" in shell.run(*asked, "--groups", "no-such", code=2).stderr
+    assert "no-such-*" in shell.run(*asked, "--groups", "no-such-*", code=2).stderr
     assert "--groups" in shell.run(*asked, "--groups", "/[/", code=2).stderr
     assert "group filter" in shell.run(*asked, "--groups", "", code=2).stderr
     assert "rename" in shell.run(*asked, "--rename-groups", "(=x", code=2).stderr
