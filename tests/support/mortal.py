@@ -17,6 +17,7 @@ from typing import Any
 _STORE = "kafka_backup.repository.file_store:FileWriter.commit"
 _DELETE = "kafka_backup.repository.file_store:FileStore.delete"
 _TOPICS = "kafka_backup.kafka.topics:TopicAdmin"
+_GROUPS = "kafka_backup.kafka.groups:GroupClient"
 _TRANSACTION = "kafka_backup.kafka.group_transaction:GroupTransaction"
 _PRODUCER = "kafka_backup.kafka.produce:TopicProducer"
 
@@ -79,6 +80,29 @@ _OBJECTS: Mapping[str, Mapping[str, Mapping[str, Point]]] = {
         },
         "the proof": _stored("*-verified.json"),
         "the report": _stored("*/reports/*"),
+    },
+    "reset": {
+        "the plan": _stored("*/resets/*/plan.json"),
+        "the positions before": _stored("*/before.json"),
+        "the first step": _stored("*-applying.json"),
+        "the commit": {
+            "before": Point(f"{_GROUPS}.commit", before=True),
+            "after": Point(f"{_GROUPS}.commit"),
+        },
+        "the second step": _stored("*-applied.json"),
+        "the proof": _stored("*-verified.json"),
+    },
+    "rollback": {
+        "the first step": _stored("*-rolling_back.json"),
+        "the commit": {
+            "before": Point(f"{_GROUPS}.commit", before=True),
+            "after": Point(f"{_GROUPS}.commit"),
+        },
+        "the deletion of a group": {
+            "before": Point(f"{_GROUPS}.delete_groups", before=True),
+            "after": Point(f"{_GROUPS}.delete_groups"),
+        },
+        "the last step": _stored("*-rolled_back.json"),
     },
     "expire": {
         "the expiry": _stored("*/expiries/*"),
