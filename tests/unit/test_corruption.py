@@ -25,6 +25,9 @@ from kafka_backup.repository.layout import (
     capture_key,
     group_snapshot_key,
     report_key,
+    reset_before_key,
+    reset_plan_key,
+    reset_step_key,
 )
 from kafka_backup.repository.repository import Repository
 from kafka_backup.repository.store import Store
@@ -282,6 +285,22 @@ def test_an_object_that_moved_away_is_found() -> None:
             assert produced == right if ended else produced == right[: len(produced)]
         store.delete(moved)
         replace_object(store, key, data)
+
+
+@pytest.mark.parametrize(
+    "key", [reset_plan_key("t1"), reset_before_key("t1"), reset_step_key("t1", 2, "applied")]
+)
+def test_a_document_of_a_reset_that_is_gone_is_found(key: str) -> None:
+    """Tests the plan, the positions before, and a step in the middle of a reset, each deleted.
+
+    It matters because they are the way back.
+    A rollback would refuse, or begin in the middle, on the day when it is needed.
+    """
+    store = restorable()
+    store.delete(key)
+    (found,) = _problems(store)
+    assert found.rpartition("-")[0] == key.rpartition("-")[0]
+    assert found == key or "steps" in key
 
 
 class _Equal:
