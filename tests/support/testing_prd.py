@@ -5,6 +5,7 @@ sees to it that the table is true.
 """
 
 import ast
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,8 +149,11 @@ def where(name: str, tests: Sequence[Test]) -> Sequence[Test]:
 
 
 def table() -> Iterator[str]:
-    """The lines of the table."""
+    """The lines of the table, the pyramid above it."""
     tests = all_tests()
+    kinds = Counter(test.path.parent.name for test in tests)
+    share = ", ".join(f"{count} {kind} ({count / len(tests):.0%})" for kind, count in kinds.most_common())
+    yield from ("", f"The pyramid, in test functions (one often runs for many parameters): {share}.")
     for section, names in SECTIONS.items():
         yield from ("", f"### {section}", "", "| the PRD's name | here | what it tests |", "|---|---|---|")
         for name in names:
