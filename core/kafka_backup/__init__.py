@@ -68,6 +68,7 @@ if TYPE_CHECKING:
         RestoreReport,
         RestoreRequest,
     )
+    from kafka_backup.restore_context import RestoreLimits
     from kafka_backup.retention import ExpirePlan, ExpireReport, RetentionPolicy
     from kafka_backup.selection import GroupFilter, GroupSelection, TopicFilter, TopicSelection
     from kafka_backup.verify import VerifyReport
@@ -110,6 +111,7 @@ __all__ = [
     "RefusedError",
     "RenameRule",
     "RepositoryConfig",
+    "RestoreLimits",
     "RestorePlan",
     "RestoreProgress",
     "RestoreReport",
@@ -183,6 +185,7 @@ _HOMES = {
     "RestorePlan": "kafka_backup.repository.restore_documents",
     "RestoreReport": "kafka_backup.repository.restore_documents",
     "RestoreRequest": "kafka_backup.repository.restore_documents",
+    "RestoreLimits": "kafka_backup.restore_context",
     "ExpirePlan": "kafka_backup.retention",
     "ExpireReport": "kafka_backup.retention",
     "RetentionPolicy": "kafka_backup.retention",

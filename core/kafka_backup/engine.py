@@ -28,6 +28,7 @@ from kafka_backup.repository.drills import DrillReport, DrillStore
 from kafka_backup.repository.repository import Repository
 from kafka_backup.repository.restore_documents import RestorePlan, RestoreReport, RestoreRequest
 from kafka_backup.repository.store import Store, open_store
+from kafka_backup.restore_context import RestoreLimits
 from kafka_backup.selection import TopicSelection
 from kafka_backup.stored_records import StoredPartition
 from kafka_backup.stored_records import stored_partition as _stored_partition
@@ -166,6 +167,7 @@ class Engine:
         self,
         plan: RestorePlan,
         *,
+        limits: RestoreLimits | None = None,
         stop: StopToken | None = None,
         on_progress: Callable[[RestoreProgress], None] | None = None,
     ) -> RestoreReport:
@@ -184,6 +186,7 @@ class Engine:
             admin=self._target.admin,
             retry_seconds=self._target.retry_seconds,
             threads=self.config.backup.max_concurrent_partitions,
+            limits=limits or RestoreLimits(),
             stop=stop or StopToken(),
             on_progress=on_progress,
         )

@@ -20,6 +20,7 @@ from kafka_backup.errors import DamagedError
 from kafka_backup.expected_batches import PartitionTarget
 from kafka_backup.kafka.cluster import Cluster
 from kafka_backup.kafka.fetch import FETCH_BYTES, OffsetOutOfRangeError, PartitionFetcher
+from kafka_backup.pace import Pace
 from kafka_backup.progress import StopToken
 from kafka_backup.records.batch import CRC_START, HEADER_SIZE, BatchHeader, crc_is_valid, read_header
 from kafka_backup.records.codec import Record, decode_batch
@@ -167,6 +168,7 @@ class LogComparison:
         retry_seconds: float,
         stop: StopToken,
         fetch_bytes: int = FETCH_BYTES,
+        pace: Pace | None = None,
     ) -> None:
         """Prepare; nothing is contacted yet.
 
@@ -178,6 +180,7 @@ class LogComparison:
             retry_seconds: how long there may be no progress.
             stop: ends the work with CancelledError.
             fetch_bytes: of one fetch.
+            pace: what holds the rate of bytes read.
         """
         self._matcher = LogMatcher(expected, start=start, name=target.name)
         self._target = target
@@ -185,6 +188,7 @@ class LogComparison:
         self._retry_seconds = retry_seconds
         self._stop = stop
         self._fetch_bytes = fetch_bytes
+        self._pace = pace
 
     @property
     def position(self) -> int:
@@ -210,6 +214,7 @@ class LogComparison:
             retry_seconds=self._retry_seconds,
             check_stop=self._stop.check,
             max_bytes=self._fetch_bytes,
+            pace=None if self._pace is None else self._pace.take,
         )
         with fetcher:
             try:

@@ -9,12 +9,12 @@ where to go on.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from kafka_backup.errors import DamagedError, UnreachableError
 from kafka_backup.expected_batches import DamagedSourceError, PartitionTarget, expected_batches
-from kafka_backup.kafka.cluster import LATEST, Cluster, OffsetAnswer
+from kafka_backup.kafka.cluster import LATEST, OffsetAnswer
 from kafka_backup.log_comparison import Found, LogComparison
 from kafka_backup.offset_mapping import OffsetMap
 from kafka_backup.produce_pipeline import ProduceLane, ProducePipeline
@@ -22,7 +22,7 @@ from kafka_backup.progress import Deadline, StopToken
 from kafka_backup.records.convert import TargetBatch
 from kafka_backup.repository.buffers import Buffers
 from kafka_backup.repository.segments import SegmentProofs
-from kafka_backup.repository.store import Store
+from kafka_backup.restore_context import RestoreContext
 
 _SETTLE_SECONDS = 10.0
 """As long as a produce request may wait at the broker: what was on its way has landed by then."""
@@ -74,38 +74,19 @@ class PartitionRestore:
         target: the partition.
     """
 
-    def __init__(
-        self,
-        target: PartitionTarget,
-        *,
-        cluster: Cluster,
-        store: Store,
-        retry_seconds: float,
-        stop: StopToken,
-        before_segment: Callable[[], None],
-        on_records: Callable[[str, int, int], None],
-        resumed: bool = False,
-    ) -> None:
+    def __init__(self, target: PartitionTarget, context: RestoreContext, *, stop: StopToken) -> None:
         """Prepare; nothing is contacted yet.
 
         Args:
             target: what to write where.
-            cluster: the target cluster.
-            store: the repository's store.
-            retry_seconds: how long there may be no progress.
+            context: shared by all partitions.
             stop: ends the work with CancelledError.
-            before_segment: called before each segment; raises when a newer attempt took over.
-            on_records: told the records and bytes acknowledged (``produce``) and compared (``verify``).
-            resumed: another attempt came before, whose last requests may still be on their way.
         """
-        self._resumed = resumed
         self.target = target
-        self._cluster = cluster
-        self._store = store
-        self._retry_seconds = retry_seconds
+        self._context = context
+        self._cluster = context.cluster
         self._stop = stop
-        self._before_segment = before_segment
-        self._on_records = on_records
+        self._resumed = context.resumed
         self._initial_end = target.partition.initial_end
         self._proofs: SegmentProofs = {}
         self._buffers = Buffers()
@@ -120,18 +101,18 @@ class PartitionRestore:
         """
         comparison = self._compare(self._initial_end, self._expected())
         for found in comparison.run(self._quiet_end() if self._resumed else self._settled_end()):
-            self._on_records("produce", found.record_count, found.size)
+            self._context.on_records("produce", found.record_count, found.size)
         # If it comes to a second time, an election lost acknowledged batches: what is left says where to go on.
         self._resumed = True
         return ProducePipeline(
             self.target,
+            self._context,
             batches=comparison.rest(),
             position=comparison.position,
-            retry_seconds=self._retry_seconds,
             stop=self._stop,
             quiet_end=self._quiet_end,
             compare=self._compare,
-            on_acknowledged=lambda records, size: self._on_records("produce", records, size),
+            on_acknowledged=lambda records, size: self._context.on_records("produce", records, size),
         )
 
     def verify(self) -> Outcome:
@@ -147,7 +128,7 @@ class PartitionRestore:
         for found in comparison.run(end):
             outcome.note(found)
             digest.update(found.content)
-            self._on_records("verify", found.record_count, found.size)
+            self._context.on_records("verify", found.record_count, found.size)
         if (missing := next(comparison.rest(), None)) is not None:
             raise DamagedError(
                 f"{self.target.name} ends at offset {end}, but source offsets from "
@@ -159,8 +140,8 @@ class PartitionRestore:
     def _expected(self, *, check_crc: bool = True) -> Iterator[TargetBatch]:
         return expected_batches(
             self.target,
-            self._store,
-            before_segment=self._before_segment,
+            self._context.store,
+            before_segment=self._context.before_segment,
             check_crc=check_crc,
             proofs=self._proofs,
             buffers=self._buffers,
@@ -172,8 +153,10 @@ class PartitionRestore:
             self._cluster,
             expected,
             start=start,
-            retry_seconds=self._retry_seconds,
+            retry_seconds=self._context.retry_seconds,
             stop=self._stop,
+            fetch_bytes=self._context.fetch_bytes,
+            pace=self._context.read_pace,
         )
 
     def _settled_end(self) -> int:
@@ -183,7 +166,7 @@ class PartitionRestore:
         readers or vanish, and both would make the comparison lie.
         """
         key = (self.target.topic.target, self.target.partition.partition)
-        deadline = Deadline(self._retry_seconds)
+        deadline = Deadline(self._context.retry_seconds)
         while True:
             self._stop.check()
             answer = self._cluster.list_offsets(
@@ -201,7 +184,7 @@ class PartitionRestore:
             if deadline.passed:
                 raise UnreachableError(
                     f"{self.target.name}: offsets [{answer.offset}, {own.offset}) are not replicated after "
-                    f"{self._retry_seconds:g} s; run the restore again when its replicas are in sync"
+                    f"{self._context.retry_seconds:g} s; run the restore again when its replicas are in sync"
                 )
             self._stop.wait(0.1)
 
@@ -217,7 +200,7 @@ class PartitionRestore:
 
 
 def produce(
-    restores: Sequence[PartitionRestore], *, cluster: Cluster, stop: StopToken
+    restores: Sequence[PartitionRestore], context: RestoreContext, *, stop: StopToken
 ) -> Mapping[PartitionRestore, DamagedSourceError]:
     """Write what the targets, partitions of one topic, do not hold yet.
 
@@ -227,6 +210,7 @@ def produce(
     Raises:
         DamagedError: a target holds something else than the plan says.
         RefusedError: the tripwire: an acknowledgement named another offset than expected.
+        WriterConflictError: a newer run of this restore writes.
         UnreachableError: no progress for `retry_seconds`.
     """
     damage: dict[PartitionRestore, DamagedSourceError] = {}
@@ -239,7 +223,7 @@ def produce(
             except DamagedSourceError as error:
                 damage[restore] = error
         if pipelines:
-            ProduceLane(list(pipelines.values()), cluster=cluster, stop=stop).run()
+            ProduceLane(list(pipelines.values()), context, stop=stop).run()
         for restore, pipeline in pipelines.items():
             if pipeline.damage is not None:
                 damage[restore] = pipeline.damage

@@ -10,18 +10,24 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from kafka_backup.errors import BrokerError, KafkaBackupError, RefusedError, UnreachableError
+from kafka_backup.errors import (
+    BrokerError,
+    KafkaBackupError,
+    RefusedError,
+    UnreachableError,
+    WriterConflictError,
+)
 from kafka_backup.expected_batches import DamagedSourceError, PartitionTarget
-from kafka_backup.kafka.cluster import Cluster
 from kafka_backup.kafka.produce import ProduceResult, TopicProducer
 from kafka_backup.kafka.settings import Address
 from kafka_backup.log_comparison import LogComparison
 from kafka_backup.progress import Deadline, StopToken
 from kafka_backup.records.convert import TargetBatch
 from kafka_backup.records.rewrite import seal
+from kafka_backup.restore_context import RestoreContext
 
 _IN_FLIGHT = 5
 """Requests in flight that an idempotent producer may have (KIP-98); the broker keeps five batches."""
@@ -32,6 +38,8 @@ _LANE_PARTITIONS = 4
 _SMALL_BATCH = 64 << 10
 """Bytes of a batch, on average, from which a request has enough with one: threads of their own are better."""
 _MAX_SEQUENCE = 2**31
+_FENCED = frozenset({47, 90})
+"""INVALID_PRODUCER_EPOCH, PRODUCER_FENCED: a newer run has written into the partition."""
 _UNCERTAIN = frozenset({19, 20, 45})
 """NOT_ENOUGH_REPLICAS(_AFTER_APPEND), OUT_OF_ORDER_SEQUENCE_NUMBER: whether it was written is open."""
 
@@ -79,10 +87,10 @@ class ProducePipeline:
     def __init__(
         self,
         target: PartitionTarget,
+        context: RestoreContext,
         *,
         batches: Iterator[TargetBatch],
         position: int,
-        retry_seconds: float,
         stop: StopToken,
         quiet_end: Callable[[], int],
         compare: Callable[[int, Iterator[TargetBatch]], LogComparison],
@@ -92,9 +100,9 @@ class ProducePipeline:
 
         Args:
             target: where to.
+            context: shared by all partitions.
             batches: what to write.
             position: the target's end, where the first of them belongs.
-            retry_seconds: how long there may be no progress.
             stop: ends waiting with CancelledError.
             quiet_end: finds the target's end once nothing is on its way any more.
             compare: holds the target's log, from an offset on, against batches.
@@ -106,7 +114,7 @@ class ProducePipeline:
         self.cut_back = False
         self._batches = batches
         self._position = position
-        self._retry_seconds = retry_seconds
+        self._context = context
         self._stop = stop
         self._quiet_end = quiet_end
         self._compare = compare
@@ -115,7 +123,7 @@ class ProducePipeline:
         self._in_flight: deque[TargetBatch] = deque()
         self._exhausted = False
         self._producer_id, self._producer_epoch, self._sequence = -1, -1, 0
-        self._deadline = Deadline(retry_seconds)
+        self._trouble: Deadline | None = None
         self._attempt = 0
 
     def has_more(self) -> bool:
@@ -164,7 +172,14 @@ class ProducePipeline:
         Raises:
             KafkaBackupError: the broker's; whether the batch is in the log is unknown, unless it is final.
             RefusedError: the tripwire: it was written at another offset than expected.
+            WriterConflictError: a newer run of this restore has written into the partition.
         """
+        if result.error_code in _FENCED:
+            self._context.before_segment()  # it says who took over
+            raise WriterConflictError(
+                f"{self.target.name}: another run of this restore writes into it "
+                f"({result.to_error(self.target.name)}); this one stops"
+            )
         if result.error_code:
             raise result.to_error(self.target.name)
         batch = self._in_flight.popleft()
@@ -175,7 +190,7 @@ class ProducePipeline:
                 f"more: delete {self.target.topic.target} and restore it again"
             )
         self._position += batch.record_count
-        self._deadline = Deadline(self._retry_seconds)
+        self._trouble = None
         self._attempt = 0
         self._on_acknowledged(batch.record_count, batch.size)
 
@@ -189,11 +204,13 @@ class ProducePipeline:
         waiting = tuple(self._in_flight + self._unsent)
         self._in_flight = deque()
         self._unsent = deque()
+        if self._trouble is None:
+            self._trouble = Deadline(self._context.retry_seconds)
         while True:
-            if self._deadline.passed:
+            if self._trouble.passed:
                 raise UnreachableError(
                     f"{self.target.name}: no batch could be written at offset {self._position} for "
-                    f"{self._retry_seconds:g} s: {error}; run the same restore again to continue"
+                    f"{self._trouble.seconds:g} s: {error}; run the same restore again to continue"
                 ) from error
             self._attempt += 1
             self._stop.wait(min(5.0, 0.1 * 2 ** min(self._attempt, 6)) * random.uniform(0.5, 1.0))
@@ -226,9 +243,14 @@ _Doubts = dict[ProducePipeline, KafkaBackupError]
 class ProduceLane:
     """Empties the pipelines of some partitions of one topic, together where one broker leads them."""
 
-    def __init__(self, pipelines: Sequence[ProducePipeline], *, cluster: Cluster, stop: StopToken) -> None:
+    def __init__(
+        self, pipelines: Sequence[ProducePipeline], context: RestoreContext, *, stop: StopToken
+    ) -> None:
+        assert context.producer_ids is not None
         self._pipelines = pipelines
-        self._cluster = cluster
+        self._context = context
+        self._producer_ids = context.producer_ids
+        self._cluster = context.cluster
         self._stop = stop
         self._target = pipelines[0].target
 
@@ -236,7 +258,7 @@ class ProduceLane:
         """Send everything that can be sent; a pipeline says itself if it could not be emptied.
 
         Raises:
-            RefusedError, DamagedError: as `ProducePipeline` says.
+            RefusedError, WriterConflictError, DamagedError: as `ProducePipeline` says.
             UnreachableError: a partition made no progress for too long.
         """
         try:
@@ -266,7 +288,7 @@ class ProduceLane:
             for pipeline in working:
                 leader, _ = self._cluster.leader(topic, self._target.target_topic_id, pipeline.partition)
                 leaders.setdefault(leader, []).append(pipeline)
-            producer_id, producer_epoch = self._cluster.init_producer_id()
+            producer_id, producer_epoch = self._producer_ids.next()
         except (UnreachableError, BrokerError) as error:
             return dict.fromkeys(working, _doubt(error))
         doubts: _Doubts = {}
@@ -298,11 +320,14 @@ class ProduceLane:
                 if not batches:
                     break
                 requests.append(tuple(batches))
+                self._pace(batches.values())
+                # The last thing before the bytes go: whoever was frozen until now must not send.
+                self._context.before_send()
                 producer.send([(each.partition, batch.data) for each, batch in batches.items()])
             if not requests:
                 return doubts
             self._stop.check()
-            results = producer.receive()
+            results = producer.receive(check_stop=self._stop.check)
             for pipeline in requests.popleft():
                 if pipeline in doubts:
                     continue
@@ -313,6 +338,14 @@ class ProduceLane:
                 except BrokerError as error:
                     doubts[pipeline] = _doubt(error)
                 unproven.discard(pipeline)
+
+    def _pace(self, batches: Collection[TargetBatch]) -> None:
+        """Wait until the limits allow these batches."""
+        context = self._context
+        if context.byte_pace is not None:
+            context.byte_pace.take(sum(batch.size for batch in batches))
+        if context.record_pace is not None:
+            context.record_pace.take(sum(batch.record_count for batch in batches))
 
     def _next_request(
         self, turn: deque[ProducePipeline], unproven: set[ProducePipeline]

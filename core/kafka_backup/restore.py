@@ -33,6 +33,7 @@ from kafka_backup.repository.restore_documents import (
 )
 from kafka_backup.repository.restore_folder import RestoreFolder
 from kafka_backup.restore_attempt import Attempt, Work, in_parallel, partition_targets
+from kafka_backup.restore_context import RestoreContext, RestoreLimits
 from kafka_backup.restore_findings import refusal
 from kafka_backup.restore_groups import has_expired as groups_have_expired
 from kafka_backup.restore_plan import make_plan, refuse_if_abandoned
@@ -48,6 +49,7 @@ def run(
     admin: TopicAdmin,
     retry_seconds: float,
     threads: int,
+    limits: RestoreLimits,
     stop: StopToken,
     on_progress: Callable[[RestoreProgress], None] | None,
 ) -> RestoreReport:
@@ -68,6 +70,7 @@ def run(
         admin=admin,
         retry_seconds=retry_seconds,
         threads=threads,
+        limits=limits,
         stop=stop,
         on_progress=on_progress,
     ).run()
@@ -155,16 +158,12 @@ def verify_restore(
         for target in partition_targets(plan, planned[topic.target], topic.target_topic_id, repository)
     ]
 
+    context = RestoreContext(
+        cluster=cluster, store=repository.store, retry_seconds=retry_seconds, before_segment=stop.check
+    )
+
     def verify_one(target: PartitionTarget, stop: StopToken) -> Sequence[Work]:
-        PartitionRestore(
-            target,
-            cluster=cluster,
-            store=repository.store,
-            retry_seconds=retry_seconds,
-            stop=stop,
-            before_segment=stop.check,
-            on_records=lambda _phase, _records, _size: None,
-        ).verify()
+        PartitionRestore(target, context, stop=stop).verify()
         return ()
 
     works = [partial(verify_one, target) for target in targets]

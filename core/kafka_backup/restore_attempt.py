@@ -8,12 +8,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from kafka_backup.errors import DamagedError, RefusedError, WriterConflictError
 from kafka_backup.expected_batches import DamagedSourceError, PartitionTarget
 from kafka_backup.kafka.cluster import Cluster
+from kafka_backup.kafka.fetch import FETCH_BYTES
+from kafka_backup.kafka.producer_ids import ProducerIds
 from kafka_backup.kafka.topics import TopicAdmin
 from kafka_backup.partition_restore import Outcome, PartitionRestore, produce
 from kafka_backup.produce_pipeline import lanes
@@ -33,10 +35,17 @@ from kafka_backup.repository.restore_documents import (
     VerifiedTopic,
 )
 from kafka_backup.repository.restore_folder import RestoreFolder
+from kafka_backup.restore_context import RestoreContext, RestoreLimits
 from kafka_backup.restore_groups import move_groups
 from kafka_backup.restore_topics import RestoreTopics
 
 _PROGRESS_SECONDS = 0.5
+_OWNERSHIP_SECONDS = 5.0
+"""A run that did not look for that long whether it still owns its restore looks before it sends again.
+
+Less than the time for which a newer run waits before it believes that nothing is on its way.
+"""
+_SMALLEST_FETCH = 64 << 10
 
 
 def partition_targets(
@@ -111,6 +120,7 @@ class Attempt:
         admin: TopicAdmin,
         retry_seconds: float,
         threads: int,
+        limits: RestoreLimits,
         stop: StopToken,
         on_progress: Callable[[RestoreProgress], None] | None,
     ) -> None:
@@ -121,11 +131,13 @@ class Attempt:
         self._topics = RestoreTopics(plan, cluster=cluster, admin=admin, stop=stop)
         self._retry_seconds = retry_seconds
         self._threads = threads
+        self._limits = limits
         self._stop = stop
         self._on_progress = on_progress
         self._began = time.monotonic()
         self._started_at = time.time_ns() // 1_000_000
         self._attempt = 0
+        self._owned_at = 0.0
         self._lock = threading.Lock()
         self._tallies = {topic.target: _Tally(topic) for topic in plan.topics}
         self._outcomes: dict[tuple[str, int], Outcome] = {}
@@ -204,13 +216,20 @@ class Attempt:
         """Stop when a newer attempt exists: two writers would break each other's offsets."""
         self._stop.check()
         restore_id = self._folder.restore_id
+        asked_at = time.monotonic()
         if (newer := self._folder.attempt(self._attempt + 1)) is None:
+            self._owned_at = asked_at
             return
         if newer.action == "abandon":
             raise WriterConflictError(f"restore {restore_id} was abandoned; this run stops where it is")
         raise WriterConflictError(
             f"a newer attempt took over restore {restore_id}; this one stops. Wait for the other to end"
         )
+
+    def _still_ours_lately(self) -> None:
+        """As `_still_ours`, but ask only if that is some seconds ago: it was frozen, or sent very slowly."""
+        if time.monotonic() - self._owned_at > _OWNERSHIP_SECONDS:
+            self._still_ours()
 
     def _restore(self, topic_ids: Mapping[str, str]) -> RestoreVerification:
         """Write what the targets do not hold yet, read all of it back, and store the proof."""
@@ -219,7 +238,8 @@ class Attempt:
             for topic in self._plan.topics
             for target in partition_targets(self._plan, topic, topic_ids[topic.target], self._repository)
         ]
-        works = [partial(self._produce, lane) for lane in lanes(targets, self._leaders())]
+        context = self._context()
+        works = [partial(self._produce, context, lane) for lane in lanes(targets, self._leaders())]
         in_parallel(works, threads=self._threads, stop=self._stop, tick=self._tell)
         self._tell(final=True)
         self._refuse_damage()
@@ -244,10 +264,31 @@ class Attempt:
             for number, part in topic.partitions.items()
         }
 
-    def _produce(self, lane: Sequence[PartitionTarget], stop: StopToken) -> Sequence[Work]:
+    def _context(self) -> RestoreContext:
+        limits = self._limits
+        share = (limits.max_bytes_per_second or 0) // self._threads
+        return RestoreContext(
+            cluster=self._cluster,
+            store=self._repository.store,
+            retry_seconds=self._retry_seconds,
+            before_segment=self._still_ours,
+            before_send=self._still_ours_lately,
+            producer_ids=ProducerIds(
+                self._cluster, f"kafka-backup-restore-{self._folder.restore_id}", wait=self._stop.wait
+            ),
+            byte_pace=limits.pace("max_bytes_per_second", stop=self._stop),
+            record_pace=limits.pace("max_records_per_second", stop=self._stop),
+            read_pace=limits.pace("max_bytes_per_second", stop=self._stop),
+            fetch_bytes=max(_SMALLEST_FETCH, min(FETCH_BYTES, share)) if share else FETCH_BYTES,
+            resumed=self._attempt > 1,
+        )
+
+    def _produce(
+        self, context: RestoreContext, lane: Sequence[PartitionTarget], stop: StopToken
+    ) -> Sequence[Work]:
         began = time.monotonic()
-        restores = [self._partition_restore(target, stop) for target in lane]
-        damage = produce(restores, cluster=self._cluster, stop=stop)
+        restores = [self._partition_restore(context, target, stop) for target in lane]
+        damage = produce(restores, context, stop=stop)
         with self._lock:
             self._damage += damage.values()
         seconds = time.monotonic() - began
@@ -268,7 +309,9 @@ class Attempt:
             self._outcomes[target.topic.target, target.partition.partition] = outcome
         return ()
 
-    def _partition_restore(self, target: PartitionTarget, stop: StopToken) -> PartitionRestore:
+    def _partition_restore(
+        self, context: RestoreContext, target: PartitionTarget, stop: StopToken
+    ) -> PartitionRestore:
         tally = self._tallies[target.topic.target]
 
         def on_records(phase: str, records: int, size: int) -> None:
@@ -276,16 +319,7 @@ class Attempt:
                 tally.records[phase] += records
                 tally.raw_bytes[phase] += size
 
-        return PartitionRestore(
-            target,
-            cluster=self._cluster,
-            store=self._repository.store,
-            retry_seconds=self._retry_seconds,
-            stop=stop,
-            before_segment=self._still_ours,
-            on_records=on_records,
-            resumed=self._attempt > 1,
-        )
+        return PartitionRestore(target, replace(context, on_records=on_records), stop=stop)
 
     def _refuse_damage(self) -> None:
         """After all other partitions are done: name every damaged object at once."""

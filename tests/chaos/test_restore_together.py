@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -62,11 +63,11 @@ def test_partitions_written_together_survive_their_leader(
         fault.most_together = max(fault.most_together, len(batches))
         send(producer, batches)
 
-    def failing_receive(producer: TopicProducer) -> Mapping[int, ProduceResult]:
+    def failing_receive(producer: TopicProducer, **wait: Any) -> Mapping[int, ProduceResult]:
         fault.answers += 1
         if fault.answers == HEALTHY_REQUESTS:
             fault.strike(producer._connection.address.port)
-        return receive(producer)
+        return receive(producer, **wait)
 
     monkeypatch.setattr(TopicProducer, "send", watched_send)
     monkeypatch.setattr(TopicProducer, "receive", failing_receive)

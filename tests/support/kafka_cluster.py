@@ -33,6 +33,7 @@ from testcontainers.core.container import DockerContainer
 from tests.support.kafka_image import image as default_image
 from tests.support.kafka_wire import Partition, metadata, quorum_leader
 from tests.support.tcp_proxy import TcpProxy
+from tests.support.waiting import wait_for
 
 OWNER = "kafka-backup-tests.owner"
 CLUSTER = "kafka-backup-tests.cluster"
@@ -291,7 +292,18 @@ class KafkaCluster:
 
     def pause(self, broker_id: int) -> None:
         """Freezes it: connects succeed, nothing answers."""
-        self.node(broker_id).pause()
+
+        def frozen() -> bool:
+            try:
+                self.node(broker_id).pause()
+            except APIError as error:
+                # Of a busy process the kernel's freezer may not get hold at once.
+                if "unable to freeze" not in str(error):
+                    raise
+                return False
+            return True
+
+        wait_for(frozen, 30, f"broker {broker_id} to be frozen", interval=0.1)
 
     def unpause(self, broker_id: int) -> None:
         """Ends `pause`."""

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -33,6 +34,7 @@ from kafka_backup.progress import (
 )
 from kafka_backup.repository.documents import LostSpan, Window
 from kafka_backup.repository.restore_documents import RestoreRequest
+from kafka_backup.restore_context import RestoreLimits
 
 TOPIC_ID = "AAAAAAAAAAAAAAAAAAAAAA"
 CAPTURE = "20260131T120000000Z-00000000"
@@ -84,6 +86,9 @@ WRONG = [
     (["restore", "--id", "r", "--partition", "-1"], "--partition"),
     (["restore", "--id", "r", "--partition", "one"], "--partition"),
     (["restore", "--id", "r", "--replication-factor", "0"], "--replication-factor"),
+    (["restore", "--id", "r", "--max-bytes-per-second", "fast"], "not a size: 'fast'"),
+    (["restore", "--id", "r", "--max-bytes-per-second", "0"], "no rate above 0"),
+    (["restore", "--id", "r", "--max-records-per-second", "0"], "--max-records-per-second"),
     (["restore", "--id", "r", "--from", "2026-01-31T12:00:00"], "offset from UTC"),
     (["restore", "--id", "r", "--until", "noon"], "not a time"),
     (["restore", "--id", "r", "--replace"], "No such option"),
@@ -294,6 +299,30 @@ def test_debug_shows_the_trace_of_an_expected_error(config: Path, monkeypatch: p
         assert "Traceback" in result.stderr
         assert result.stderr.splitlines()[-1] == "error: x y"
         assert SECRET not in result.output
+
+
+def test_limits_are_not_part_of_the_request(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How fast a restore may go reaches the engine, and may differ when the same restore is continued.
+
+    A restore that is too fast at noon is stopped and continued more slowly.
+    As part of the request, another limit would be refused as another restore.
+    """
+    seen: list[object] = []
+    plan = SimpleNamespace(problems=())
+    engine = ScriptedEngine().install(monkeypatch)
+    monkeypatch.setattr(engine, "plan_restore", lambda request: seen.append(request) or plan, raising=False)
+
+    def restore(_plan: object, *, limits: object, **_: object) -> None:
+        seen.append(limits)
+        raise RefusedError("x")
+
+    monkeypatch.setattr(engine, "restore", restore, raising=False)
+    monkeypatch.setattr("kafka_backup.cli.answers.planned", lambda _plan: {})
+    for limits in ([], ["--max-bytes-per-second", "2MiB", "--max-records-per-second", "7"]):
+        assert call(config, "restore", "--id", "r", "--execute", *limits).exit_code == 5
+    assert seen[0] == seen[2]
+    assert seen[1] == RestoreLimits()
+    assert seen[3] == RestoreLimits(max_bytes_per_second=2 << 20, max_records_per_second=7)
 
 
 def committed(

@@ -20,6 +20,7 @@ from kafka_backup.repository.restore_documents import (
 from kafka_backup.repository.restore_folder import RestoreFolder
 from kafka_backup.restore import abandon
 from kafka_backup.restore_attempt import Attempt
+from kafka_backup.restore_context import RestoreLimits
 from kafka_backup.restore_plan import refuse_if_abandoned
 from tests.unit.repositories import CLUSTER, TOPIC_ID, memory_store
 
@@ -196,6 +197,7 @@ def test_a_run_that_begins_while_it_is_abandoned_does_not_begin() -> None:
         admin=cluster,
         retry_seconds=1,
         threads=1,
+        limits=RestoreLimits(),
         stop=StopToken(),
         on_progress=None,
     )
