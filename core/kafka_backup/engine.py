@@ -14,13 +14,14 @@ from kafka_backup import restore_plan as _restore_plan
 from kafka_backup import retention as _retention
 from kafka_backup import verify as _verify
 from kafka_backup.config import ClusterConfig, EngineConfig
+from kafka_backup.errors import DamagedError
 from kafka_backup.groups import Groups
 from kafka_backup.kafka.cluster import Cluster
 from kafka_backup.kafka.settings import ConnectionSettings
 from kafka_backup.kafka.topics import TopicAdmin
 from kafka_backup.lag import HORIZON_SECONDS, PartitionLag, partition_lags
 from kafka_backup.offset_mapping import OffsetMap
-from kafka_backup.progress import BackupEvent, RestoreProgress, StopToken
+from kafka_backup.progress import BackupEvent, CaptureFinished, RestoreProgress, StopToken, TopicFailed
 from kafka_backup.recovery_point import RecoveryPoint, captured_topics, recovery_points
 from kafka_backup.repository.commit_log import CommitLog
 from kafka_backup.repository.documents import Capture, Window
@@ -187,9 +188,32 @@ class Engine:
             retry_seconds=self._target.retry_seconds,
             threads=self.config.backup.max_concurrent_partitions,
             limits=limits or RestoreLimits(),
+            capture=self._final_capture,
             stop=stop or StopToken(),
             on_progress=on_progress,
         )
+
+    def _final_capture(self, topics: Sequence[str], stop: StopToken) -> None:
+        """Capture topics of the target to their ends, before they are deleted; raise if anything is missing."""
+        events = _backup.run(
+            cluster=self._target.cluster,
+            admin=self._target.admin,
+            store=self._store,
+            selection=TopicSelection.parse(topics),
+            settings=self.config.backup.model_copy(update={"start": None}),
+            retry_seconds=self._target.retry_seconds,
+            window=None,
+            accept_missing=False,
+            stop=stop,
+        )
+        for event in events:
+            if isinstance(event, TopicFailed):
+                raise event.error
+            if isinstance(event, CaptureFinished) and event.status != "complete":
+                raise DamagedError(
+                    f"the final capture {event.capture} of {', '.join(topics)} is {event.status}; nothing was deleted. "
+                    "Look at what it lacks (show, verify), then run the same restore again"
+                )
 
     def abandon_restore(self, restore_id: str) -> _restore.Abandonment:
         """Give an unfinished restore up for good, so that expiry may remove what it needs.

@@ -27,6 +27,7 @@ from kafka_backup.repository.expiry import pinned
 from kafka_backup.repository.repository import Repository
 from kafka_backup.repository.restore_documents import (
     AttemptTarget,
+    PlannedTopic,
     RestoreAttempt,
     RestorePlan,
     RestoreReport,
@@ -37,6 +38,7 @@ from kafka_backup.restore_context import RestoreContext, RestoreLimits
 from kafka_backup.restore_findings import refusal
 from kafka_backup.restore_groups import has_expired as groups_have_expired
 from kafka_backup.restore_plan import make_plan, refuse_if_abandoned
+from kafka_backup.restore_target import offset_bounds
 from kafka_backup.restore_topics import release_retention as release
 from kafka_backup.rights import check_verify
 
@@ -50,10 +52,15 @@ def run(
     retry_seconds: float,
     threads: int,
     limits: RestoreLimits,
+    capture: Callable[[Sequence[str], StopToken], None],
     stop: StopToken,
     on_progress: Callable[[RestoreProgress], None] | None,
 ) -> RestoreReport:
-    """Carry out a plan; see `Engine.restore`."""
+    """Carry out a plan; see `Engine.restore`.
+
+    `capture` saves topics of the target to their ends, before they are deleted, and raises if anything of them
+    is not saved.
+    """
     if (refused := refusal(plan)) is not None:
         raise refused
     folder = repository.restore_folder(plan.request.restore_id)
@@ -62,6 +69,15 @@ def run(
         return done
     refuse_if_abandoned(folder)
     stop = StopToken(stop)
+    if plan.request.replace and folder.newest_attempt() is None:
+        plan = _captured(
+            plan,
+            repository=repository,
+            folder=folder,
+            cluster=cluster,
+            admin=admin,
+            capture=lambda topics: capture(topics, stop),
+        )
     return Attempt(
         _pinned(plan, repository=repository, folder=folder, cluster=cluster, admin=admin),
         repository=repository,
@@ -74,6 +90,51 @@ def run(
         stop=stop,
         on_progress=on_progress,
     ).run()
+
+
+def _captured(
+    plan: RestorePlan,
+    *,
+    repository: Repository,
+    folder: RestoreFolder,
+    cluster: Cluster,
+    admin: TopicAdmin,
+    capture: Callable[[Sequence[str]], None],
+) -> RestorePlan:
+    """The plan of a restore in place, made after a capture that holds all that will be deleted.
+
+    What was written before the point in time, and after the last scheduled capture, is in the final capture
+    alone: so the plan in force is made after it. One that is stored already counts as long as the topics
+    that it deletes are as their final capture left them, or are gone.
+    """
+    stored = folder.plan()
+    if stored is not None and stored.request == plan.request:
+        plan = stored
+    topics = [topic for topic in plan.topics if topic.replaces is not None]
+    if not any(_must_be_captured(topic, cluster) for topic in topics):
+        return plan
+    capture([topic.target for topic in topics])
+    plan = make_plan(
+        plan.request,
+        repository=repository,
+        cluster=cluster,
+        admin=admin,
+        number=plan.number + (stored is not None),
+        captured=True,
+    )
+    if (refused := refusal(plan)) is not None:
+        raise refused
+    return plan
+
+
+def _must_be_captured(topic: PlannedTopic, cluster: Cluster) -> bool:
+    assert topic.replaces is not None
+    found = cluster.survey([topic.target]).topics.get(topic.target)
+    if found is None or found.topic_id != topic.replaces.topic_id:
+        return not topic.replaces.captured
+    keys = [(topic.target, partition) for partition in range(len(topic.replaces.ends))]
+    bounds = offset_bounds(cluster, keys)
+    return not topic.replaces.captured or tuple(bounds[key][1] for key in keys) != topic.replaces.ends
 
 
 def _pinned(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from kafka_backup.errors import DamagedError, RefusedError, WriterConflictError
-from kafka_backup.expected_batches import DamagedSourceError, PartitionTarget
+from kafka_backup.expected_batches import DamagedSourceError, PartitionTarget, expected_batches
 from kafka_backup.kafka.cluster import Cluster
 from kafka_backup.kafka.fetch import FETCH_BYTES
 from kafka_backup.kafka.producer_ids import ProducerIds
@@ -20,6 +20,7 @@ from kafka_backup.kafka.topics import TopicAdmin
 from kafka_backup.partition_restore import Outcome, PartitionRestore, produce
 from kafka_backup.produce_pipeline import lanes
 from kafka_backup.progress import RestoreProgress, StopToken
+from kafka_backup.repository.commit_log import CommitLog
 from kafka_backup.repository.documents import sha256_of
 from kafka_backup.repository.repository import Repository
 from kafka_backup.repository.restore_documents import (
@@ -35,6 +36,7 @@ from kafka_backup.repository.restore_documents import (
     VerifiedTopic,
 )
 from kafka_backup.repository.restore_folder import RestoreFolder
+from kafka_backup.repository.segments import SegmentReader
 from kafka_backup.restore_context import RestoreContext, RestoreLimits
 from kafka_backup.restore_groups import move_groups
 from kafka_backup.restore_topics import RestoreTopics
@@ -161,6 +163,7 @@ class Attempt:
             )
         verification = self._folder.verification()
         if verification is None:
+            self._prove_replacements()
             topic_ids = self._topics.prepare(previous)
         else:
             topic_ids = {topic.target: topic.target_topic_id for topic in verification.topics}
@@ -186,6 +189,31 @@ class Attempt:
             still_ours=self._still_ours,
             stop=self._stop,
         )
+
+    def _prove_replacements(self) -> None:
+        """Before anything is deleted: read back all that its restore needs, and all that it holds.
+
+        A damaged segment found later would have been deleted for good.
+        """
+        works: list[Work] = []
+        for topic in self._topics.doomed():
+            assert topic.replaces is not None
+            log = self._repository.commit_log(topic.target, topic.replaces.topic_id)
+            works += [partial(self._prove, log, number) for number in range(len(topic.replaces.ends))]
+            targets = partition_targets(self._plan, topic, topic.replaces.topic_id, self._repository)
+            works += [partial(self._prove_expected, target) for target in targets]
+        in_parallel(works, threads=self._threads, stop=self._stop, tick=lambda: None)
+
+    def _prove(self, log: CommitLog, partition: int, stop: StopToken) -> Sequence[Work]:
+        for segment in log.segments(partition):
+            for _ in SegmentReader(self._repository.store, segment).batches(check_crc=True):
+                stop.check()
+        return ()
+
+    def _prove_expected(self, target: PartitionTarget, stop: StopToken) -> Sequence[Work]:
+        for _ in expected_batches(target, self._repository.store, before_segment=stop.check):
+            stop.check()
+        return ()
 
     def _check_plan(self, previous: Sequence[RestoreAttempt]) -> None:
         for attempt in previous:

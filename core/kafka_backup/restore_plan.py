@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from kafka_backup.errors import ConfigurationError, RefusedError
 from kafka_backup.expected_batches import stamp_of
@@ -17,11 +17,14 @@ from kafka_backup.kafka.metadata import ClusterMetadata
 from kafka_backup.kafka.topics import TopicAdmin
 from kafka_backup.records.merge import LARGEST_MERGED, worth_merging
 from kafka_backup.renaming import check_rules, renamed
-from kafka_backup.repository.documents import SegmentEntry
+from kafka_backup.repository.commit_log import CommitLog
+from kafka_backup.repository.documents import OffsetSpan, SegmentEntry
 from kafka_backup.repository.layout import is_topic_name
 from kafka_backup.repository.repository import Repository
 from kafka_backup.repository.restore_documents import (
     PlannedPartition,
+    PlannedReplacement,
+    PlannedStep,
     PlannedTopic,
     RestorePlan,
     RestoreRequest,
@@ -37,7 +40,7 @@ from kafka_backup.restore_source import (
     find_sources,
     source_segments,
 )
-from kafka_backup.restore_target import TargetPreflight
+from kafka_backup.restore_target import TargetPreflight, TargetTopic, offset_bounds
 
 _BATCH_HEADROOM = 64 * 1024
 """A batch that is compressed again may come out a little larger than it was."""
@@ -75,7 +78,13 @@ def refuse_if_abandoned(folder: RestoreFolder) -> None:
 
 
 def make_plan(
-    request: RestoreRequest, *, repository: Repository, cluster: Cluster, admin: TopicAdmin, number: int
+    request: RestoreRequest,
+    *,
+    repository: Repository,
+    cluster: Cluster,
+    admin: TopicAdmin,
+    number: int,
+    captured: bool = False,
 ) -> RestorePlan:
     """Make a plan from what repository and target are now; stores nothing.
 
@@ -85,13 +94,14 @@ def make_plan(
         cluster: the target.
         admin: for the target's topics.
         number: of the plan; 1 unless an earlier one is to be replaced.
+        captured: the final capture of what is replaced is done; whatever it does not hold is a problem.
 
     Raises:
         ConfigurationError: the request names what the repository lacks.
     """
     metadata = cluster.metadata(None)
     findings = Findings()
-    topics = _Planner(request, repository, cluster, admin, metadata, findings).topics()
+    topics = _Planner(request, repository, cluster, admin, metadata, findings, captured=captured).topics()
     groups = plan_groups(request, topics, repository=repository, cluster=cluster, findings=findings)
     return RestorePlan(
         number=number,
@@ -102,9 +112,37 @@ def make_plan(
         target_cluster_id=metadata.cluster_id,
         topics=tuple(topics),
         groups=groups,
+        steps=tuple(_steps(topics)),
         problems=tuple(findings.problems),
         notes=tuple(findings.notes),
     )
+
+
+def _steps(topics: Sequence[PlannedTopic]) -> Iterator[PlannedStep]:
+    """What changes something, in order."""
+    replaced = [topic.target for topic in topics if topic.replaces is not None]
+    created = [topic.target for topic in topics if topic.target_topic_id is None]
+    targets = [topic.target for topic in topics]
+    for action, names in (
+        ("capture", replaced),
+        ("prove", replaced),
+        ("delete", replaced),
+        ("create", created),
+        ("write", targets),
+        ("configure", targets),
+    ):
+        for name in names:
+            yield PlannedStep(action=action, topic=name)  # type: ignore[arg-type] # a Literal each
+
+
+def _not_kept(log: CommitLog, partition: int, start: int) -> Iterator[OffsetSpan]:
+    """The spans from offset `start` on that a broker still has, and the repository on purpose not."""
+    for part in log.ranges(partition):
+        skipped = part.not_captured
+        if skipped is not None and skipped.end > start:
+            yield OffsetSpan(start=max(start, skipped.start), end=skipped.end)
+    if log.whole_from(partition) > start:
+        yield OffsetSpan(start=start, end=log.whole_from(partition))
 
 
 def _check(request: RestoreRequest) -> None:
@@ -130,9 +168,14 @@ class _Planner:
         admin: TopicAdmin,
         metadata: ClusterMetadata,
         findings: Findings,
+        *,
+        captured: bool,
     ) -> None:
         self._request = request
         self._repository = repository
+        self._cluster = cluster
+        self._metadata = metadata
+        self._captured = captured
         self._preflight = TargetPreflight(cluster, admin, metadata, findings)
         self._findings = findings
 
@@ -175,7 +218,11 @@ class _Planner:
             topic, target, self._request.replication_factor or incarnation.replication_factor
         )
         found = self._preflight.look(
-            topic, target, partition_count=incarnation.partition_count, replication_factor=copies
+            topic,
+            target,
+            partition_count=incarnation.partition_count,
+            replication_factor=copies,
+            replace=self._request.replace,
         )
         saved = {
             name: value.value
@@ -197,6 +244,9 @@ class _Planner:
             source_topic_id=incarnation.topic_id,
             target=target,
             target_topic_id=found.topic_id,
+            replaces=None
+            if found.replaces is None
+            else self._replacement(topic, target, found.replaces, found),
             target_configuration=dict(found.own),
             head=source.head,
             head_sha256=source.log.sha256_of(source.head),
@@ -215,9 +265,67 @@ class _Planner:
             # Half, because merged records may take more bytes than they did.
             merge_bytes=min(LARGEST_MERGED, largest_message // 2),
             partitions=tuple(
-                part.model_copy(update={"initial_end": found.initial_ends.get(part.partition, 0)})
+                part
+                if found.topic_id is None
+                else part.model_copy(update={"initial_end": found.bounds[part.partition][1]})
                 for part in partitions
+                if found.topic_id is None or part.partition in found.bounds
             ),
+        )
+
+    def _replacement(self, topic: str, target: str, topic_id: str, found: TargetTopic) -> PlannedReplacement:
+        """What is known of a topic that is to be deleted; whatever would be lost with it is a problem."""
+        bounds = [found.bounds[partition] for partition in sorted(found.bounds)]
+        self._findings.note(
+            "replaced",
+            topic,
+            f"{target} ({topic_id}) with offsets "
+            + ", ".join(f"[{start}, {end})" for start, end in bounds)
+            + " is captured to its end and deleted, and with it the positions of all consumer groups in it",
+        )
+        if self._metadata.cluster_id != self._repository.document.cluster_id:
+            self._findings.problem(
+                "replace_elsewhere",
+                topic,
+                f"{target} cannot be replaced: the repository holds backups of cluster "
+                f"{self._repository.document.cluster_id}, so what would be deleted cannot be captured into it",
+            )
+            return PlannedReplacement(topic_id=topic_id, ends=tuple(end for _, end in bounds), captured=False)
+        if self._request.partitions:
+            self._findings.problem(
+                "replace_partitions", topic, f"{target} is replaced as a whole: leave out --partition"
+            )
+        log = self._repository.commit_log(target, topic_id)
+        stable = offset_bounds(
+            self._cluster, [(target, partition) for partition in found.bounds], isolation="read_committed"
+        )
+        for partition, (start, end) in found.bounds.items():
+            if stable[target, partition][1] < end:
+                self._findings.problem(
+                    "open_transaction",
+                    topic,
+                    f"{target} [{partition}] has an open transaction from offset {stable[target, partition][1]} on, "
+                    "which no capture can hold; end it first",
+                    partition,
+                )
+            elif self._captured and (log.end_of(partition) or 0) != end:
+                self._findings.problem(
+                    "still_written",
+                    topic,
+                    f"{target} [{partition}] ends at {end} and its final capture at {log.end_of(partition)}; stop "
+                    "whoever writes into it, and run the same restore again",
+                    partition,
+                )
+            for span in _not_kept(log, partition, start):
+                self._findings.problem(
+                    "not_captured",
+                    topic,
+                    f"{target} [{partition}] still holds offsets [{span.start}, {span.end}), and no capture does; they "
+                    "would be lost",
+                    partition,
+                )
+        return PlannedReplacement(
+            topic_id=topic_id, ends=tuple(end for _, end in bounds), captured=self._captured
         )
 
     def _segments(self, source: SourceTopic) -> dict[int, Sequence[StoredSegment]]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from kafka_backup.errors import AuthorizationError, BrokerError
-from kafka_backup.kafka.cluster import EARLIEST, LATEST, Cluster, OffsetAnswer
+from kafka_backup.kafka.cluster import EARLIEST, LATEST, Cluster, OffsetAnswer, Partition
 from kafka_backup.kafka.metadata import ClusterMetadata, TopicMetadata
-from kafka_backup.kafka.rights import topic_rights
+from kafka_backup.kafka.rights import cluster_rights, topic_rights
 from kafka_backup.kafka.topics import ConfigValue, TopicAdmin, TopicExistsError, validate_topic
 from kafka_backup.restore_findings import NOT_AUTHORIZED, Findings
 
@@ -55,20 +55,48 @@ def safe_configuration(known: Mapping[str, object], *, max_batch_bytes: int) -> 
     }
 
 
+def offset_bounds(
+    cluster: Cluster, partitions: Collection[Partition], *, isolation: str = "read_uncommitted"
+) -> dict[Partition, tuple[int, int]]:
+    """Ask for the first offset and the end of each partition.
+
+    Args:
+        cluster: where.
+        partitions: of which.
+        isolation: ``read_committed`` gives the last stable offset as the end.
+
+    Raises:
+        KafkaBackupError: the first answer that does not come.
+    """
+    starts = cluster.list_offsets(dict.fromkeys(partitions, EARLIEST), isolation="read_uncommitted")
+    ends = cluster.list_offsets(dict.fromkeys(partitions, LATEST), isolation=isolation)
+    bounds = {}
+    for key in partitions:
+        start, end = starts[key], ends[key]
+        if not isinstance(start, OffsetAnswer):
+            raise start
+        if not isinstance(end, OffsetAnswer):
+            raise end
+        bounds[key] = (start.offset, end.offset)
+    return bounds
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TargetTopic:
     """A target as it was found.
 
     Attributes:
         topic_id: None where it does not exist yet.
-        initial_ends: end offset of each partition.
+        replaces: the topic of its name that holds data and is to be deleted.
+        bounds: first offset and end of each partition of what exists.
         own: the settings that were set on it.
         defaults: every setting that is in force there for a topic without any of its own; empty
             after a problem.
     """
 
     topic_id: str | None = None
-    initial_ends: Mapping[int, int] = field(default_factory=dict)
+    replaces: str | None = None
+    bounds: Mapping[int, tuple[int, int]] = field(default_factory=dict)
     own: Mapping[str, str] = field(default_factory=dict)
     defaults: Mapping[str, str] = field(default_factory=dict)
 
@@ -121,11 +149,21 @@ class TargetPreflight:
             )
         return brokers
 
-    def look(self, topic: str, target: str, *, partition_count: int, replication_factor: int) -> TargetTopic:
-        """Look at the topic that is to be written."""
+    def look(
+        self, topic: str, target: str, *, partition_count: int, replication_factor: int, replace: bool = False
+    ) -> TargetTopic:
+        """Look at the topic that is to be written.
+
+        Args:
+            topic: the source, for findings.
+            target: its name.
+            partition_count: that it must have.
+            replication_factor: that it will have if it does not exist.
+            replace: one that holds data is to be deleted.
+        """
         existing = self._metadata.topics.get(target)
         if existing is not None:
-            return self._existing(topic, existing, partition_count)
+            return self._existing(topic, existing, partition_count, replace)
         try:
             defaults = validate_topic(
                 self._cluster, target, partitions=partition_count, replication_factor=replication_factor
@@ -144,15 +182,32 @@ class TargetPreflight:
             return TargetTopic(defaults=defaults)
         return TargetTopic()
 
-    def _existing(self, topic: str, existing: TopicMetadata, partition_count: int) -> TargetTopic:
+    def _existing(
+        self, topic: str, existing: TopicMetadata, partition_count: int, replace: bool
+    ) -> TargetTopic:
         target = existing.name
-        if len(existing.partitions) != partition_count:
+        asked = offset_bounds(self._cluster, [(target, partition) for partition in existing.partitions])
+        bounds = {partition: each for (_, partition), each in asked.items()}
+        fits = len(existing.partitions) == partition_count
+        replaced = replace and not (fits and all(start == end for start, end in bounds.values()))
+        if replaced:
+            self._check_deletion(topic, target)
+        elif not fits:
             self._findings.problem(
                 "partition_count",
                 topic,
                 f"{target} exists with {len(existing.partitions)} partitions, the source has {partition_count}; "
                 "records cannot be spread over another number of partitions and keep their order",
             )
+        for partition, (start, end) in bounds.items():
+            if end > start and not replaced:
+                self._findings.problem(
+                    "target_not_empty",
+                    topic,
+                    f"{target} [{partition}] holds offsets [{start}, {end}); restore under another name (--rename, "
+                    "--prefix), or in its place (--replace)",
+                    partition,
+                )
         described: Mapping[str, ConfigValue] = {}
         with contextlib.suppress(AuthorizationError):  # `check_rights` says so
             described = self._admin.describe_configs([target])[target]
@@ -161,11 +216,32 @@ class TargetPreflight:
         if own:
             defaults |= self._defaults_of(target, own)
         return TargetTopic(
-            topic_id=existing.topic_id,
-            initial_ends=self._ends(topic, existing),
+            topic_id=None if replaced else existing.topic_id,
+            replaces=existing.topic_id if replaced else None,
+            bounds=bounds,
             own=own,
             defaults=defaults,
         )
+
+    def _check_deletion(self, topic: str, target: str) -> None:
+        """Find what would keep us from deleting a topic and making it anew."""
+        held = topic_rights(self._cluster, [target])[target]
+        lacking = [
+            right for right in ("DELETE", "CREATE") if right not in held | cluster_rights(self._cluster)
+        ]
+        if lacking:
+            self._findings.problem(
+                NOT_AUTHORIZED,
+                topic,
+                f"to replace topic {target} we lack {', '.join(lacking)} on it or on the cluster: grant it",
+            )
+        with contextlib.suppress(AuthorizationError, BrokerError):  # it is found out when it is deleted
+            if "false" in self._admin.broker_setting("delete.topic.enable", list(self._metadata.brokers)):
+                self._findings.problem(
+                    "cannot_delete",
+                    topic,
+                    f"{target} cannot be deleted: the brokers have delete.topic.enable=false",
+                )
 
     def _defaults_of(self, target: str, names: Mapping[str, str]) -> dict[str, str]:
         """What would be in force without the topic's own settings; unknown ones are empty."""
@@ -177,28 +253,6 @@ class TargetPreflight:
         except (AuthorizationError, BrokerError):
             defaults = {}
         return {name: defaults.get(name, "") for name in names}
-
-    def _ends(self, topic: str, existing: TopicMetadata) -> dict[int, int]:
-        keys = [(existing.name, partition) for partition in existing.partitions]
-        starts = self._cluster.list_offsets(dict.fromkeys(keys, EARLIEST), isolation="read_uncommitted")
-        ends = self._cluster.list_offsets(dict.fromkeys(keys, LATEST), isolation="read_uncommitted")
-        initial: dict[int, int] = {}
-        for key in keys:
-            start, end = starts[key], ends[key]
-            if not isinstance(start, OffsetAnswer):
-                raise start
-            if not isinstance(end, OffsetAnswer):
-                raise end
-            if end.offset > start.offset:
-                self._findings.problem(
-                    "target_not_empty",
-                    topic,
-                    f"{existing.name} [{key[1]}] holds offsets [{start.offset}, {end.offset}); restore under "
-                    "another name (--rename, --prefix) or delete the topic first",
-                    key[1],
-                )
-            initial[key[1]] = end.offset
-        return initial
 
     def configuration(
         self,
@@ -223,7 +277,7 @@ class TargetPreflight:
             return configuration
 
         def validate(settings: Mapping[str, str]) -> None:
-            if found.topic_id is not None:
+            if found.topic_id is not None or found.replaces is not None:
                 self._admin.alter_configs(target, set=settings, delete=(), validate_only=True)
             else:
                 validate_topic(

@@ -6,9 +6,9 @@ import time
 from collections.abc import Mapping, Sequence
 
 from kafka_backup.errors import RefusedError
-from kafka_backup.kafka.cluster import EARLIEST, LATEST, Cluster, OffsetAnswer
+from kafka_backup.kafka.cluster import Cluster
 from kafka_backup.kafka.metadata import TopicMetadata
-from kafka_backup.kafka.topics import TopicAdmin, wait_for_leaders
+from kafka_backup.kafka.topics import TopicAdmin, delete_topic, wait_for_leaders
 from kafka_backup.progress import StopToken
 from kafka_backup.repository.restore_documents import (
     PlannedTopic,
@@ -17,7 +17,7 @@ from kafka_backup.repository.restore_documents import (
     RestorePlan,
     VerifiedTopic,
 )
-from kafka_backup.restore_target import safe_configuration
+from kafka_backup.restore_target import offset_bounds, safe_configuration
 
 _RETENTION = ("retention.ms", "retention.bytes")
 
@@ -57,12 +57,16 @@ class RestoreTopics:
         existing = self._existing(
             {entry.topic: entry.topic_id for entry in previous[-1].targets} if previous else {}
         )
+        doomed = {topic.target for topic in self._doomed(existing)}
         if not previous:
-            self._check_untouched(existing)
+            self._check_untouched({name: found for name, found in existing.items() if name not in doomed})
         topic_ids = {}
         for topic in self._plan.topics:
             self._stop.check()
             found = existing.get(topic.target)
+            if topic.target in doomed:
+                self._delete(topic)
+                found = None
             # Without a claim it may be the topic of an attempt that died before its claim.
             topic_ids[topic.target] = found.topic_id if found is not None else self._create(topic)
             known = self._admin.describe_configs([topic.target])[topic.target]
@@ -70,12 +74,38 @@ class RestoreTopics:
             self._admin.alter_configs(topic.target, set=safe, delete=())
         return topic_ids
 
+    def doomed(self) -> Sequence[PlannedTopic]:
+        """The planned topics in whose place another topic still is, which the plan says to delete."""
+        return self._doomed(self._cluster.survey([topic.target for topic in self._plan.topics]).topics)
+
+    def _doomed(self, existing: Mapping[str, TopicMetadata]) -> Sequence[PlannedTopic]:
+        return [
+            topic
+            for topic in self._plan.topics
+            if topic.replaces is not None
+            and (found := existing.get(topic.target)) is not None
+            and found.topic_id == topic.replaces.topic_id
+        ]
+
+    def _delete(self, topic: PlannedTopic) -> None:
+        """Delete what the plan replaces, unless somebody wrote into it since its final capture."""
+        assert topic.replaces is not None
+        replaced = topic.replaces
+        keys = [(topic.target, partition) for partition in range(len(replaced.ends))]
+        bounds = offset_bounds(self._cluster, keys)
+        if (ends := tuple(bounds[key][1] for key in keys)) != replaced.ends:
+            raise RefusedError(
+                f"{topic.target} is still written: it ends at {list(ends)} and its final capture at "
+                f"{list(replaced.ends)}; nothing was deleted. Stop whoever writes into it, and run the same restore again"
+            )
+        delete_topic(self._cluster, topic.target, replaced.topic_id)
+
     def check(self, topic_ids: Mapping[str, str]) -> None:
         """Refuse targets that are not these topics any more."""
         self._existing(topic_ids)
 
     def _existing(self, claimed: Mapping[str, str]) -> Mapping[str, TopicMetadata]:
-        existing = self._cluster.metadata([topic.target for topic in self._plan.topics]).topics
+        existing = self._cluster.survey([topic.target for topic in self._plan.topics]).topics
         for topic in self._plan.topics:
             expected = claimed.get(topic.target, topic.target_topic_id)
             self._check_target(topic, existing.get(topic.target), expected)
@@ -83,6 +113,9 @@ class RestoreTopics:
 
     def _check_target(self, topic: PlannedTopic, found: TopicMetadata | None, expected: str | None) -> None:
         restore_id = self._plan.request.restore_id
+        replaced = topic.replaces.topic_id if topic.replaces is not None else None
+        if expected is None and found is not None and found.topic_id == replaced:
+            return
         if found is not None and len(found.partitions) != topic.partition_count:
             raise RefusedError(
                 f"{topic.target} has {len(found.partitions)} partitions, the plan says "
@@ -99,22 +132,16 @@ class RestoreTopics:
     def _check_untouched(self, existing: Mapping[str, TopicMetadata]) -> None:
         """Before our first write the targets must be as the plan found them: empty."""
         keys = [(name, partition) for name, topic in existing.items() for partition in topic.partitions]
-        starts = self._cluster.list_offsets(dict.fromkeys(keys, EARLIEST), isolation="read_uncommitted")
-        ends = self._cluster.list_offsets(dict.fromkeys(keys, LATEST), isolation="read_uncommitted")
         planned = {
             (topic.target, part.partition): part.initial_end
             for topic in self._plan.topics
             for part in topic.partitions
         }
-        filled = []
-        for key in keys:
-            start, end = starts[key], ends[key]
-            if not isinstance(start, OffsetAnswer):
-                raise start
-            if not isinstance(end, OffsetAnswer):
-                raise end
-            if end.offset != planned.get(key, start.offset):
-                filled.append(f"{key[0]} [{key[1]}] (offsets [{start.offset}, {end.offset}))")
+        filled = [
+            f"{name} [{partition}] (offsets [{start}, {end}))"
+            for (name, partition), (start, end) in offset_bounds(self._cluster, keys).items()
+            if end != planned.get((name, partition), start)
+        ]
         if filled:
             raise RefusedError(
                 f"records appeared in {', '.join(filled)} since restore {self._plan.request.restore_id} was "
@@ -128,7 +155,12 @@ class RestoreTopics:
             replication_factor=topic.replication_factor,
             configs=safe_configuration({}, max_batch_bytes=topic.max_batch_bytes),
         )
-        return wait_for_leaders(self._cluster, topic.target, partitions=topic.partition_count)
+        return wait_for_leaders(
+            self._cluster,
+            topic.target,
+            partitions=topic.partition_count,
+            other_than=topic.replaces.topic_id if topic.replaces is not None else None,
+        )
 
     def configure(self, topic: PlannedTopic, verified: VerifiedTopic) -> RestoredTopic:
         """Put the saved configuration in force, but hold retention back where it would delete at once."""
@@ -151,6 +183,7 @@ class RestoreTopics:
             configuration=topic.configuration,
             not_applied=topic.not_applied,
             retention_held=held,
+            replaced_topic_id=topic.replaces.topic_id if topic.replaces is not None else None,
         )
 
 

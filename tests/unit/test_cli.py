@@ -91,7 +91,6 @@ WRONG = [
     (["restore", "--id", "r", "--max-records-per-second", "0"], "--max-records-per-second"),
     (["restore", "--id", "r", "--from", "2026-01-31T12:00:00"], "offset from UTC"),
     (["restore", "--id", "r", "--until", "noon"], "not a time"),
-    (["restore", "--id", "r", "--replace"], "No such option"),
     (["restore", "--release-retention", "r", "--execute"], "goes with no other option"),
     (["restore", "--release-retention", "r", "--topic", "a"], "goes with no other option"),
     (["restore", "--abandon", "r", "--execute"], "--abandon goes with no other option"),
@@ -507,6 +506,7 @@ def test_a_restore_asks_for_what_was_typed(config: Path, monkeypatch: pytest.Mon
         *("--from", "1969-12-31T23:59:59.999Z", "--until", "5", "--capture", "c", "--incarnation", "i"),
         *("--replication-factor", "2", "--original-offset-header", "--original-timestamp-header"),
         *("--groups", "billing", "--groups", "app_*", "--rename-groups", "app_(.*)=new_\\1"),
+        "--replace",
     )
     (request,) = seen
     assert request.model_dump() == {
@@ -527,4 +527,5 @@ def test_a_restore_asks_for_what_was_typed(config: Path, monkeypatch: pytest.Mon
         "rename_groups": ({"pattern": "app_(.*)", "replacement": "new_\\1"},),
         "original_offset_header": True,
         "original_timestamp_header": True,
+        "replace": True,
     }

@@ -85,6 +85,11 @@ RATE = Parsed("size", _rate)
     help="New name for groups whose whole name matches. The first rule that matches counts.",
 )
 @click.option(
+    "--replace",
+    is_flag=True,
+    help="In place: a target that holds records is captured to its end, deleted, and made anew.",
+)
+@click.option(
     "--original-offset-header",
     is_flag=True,
     help="Give each record its source offset in the header x-original-offset.",

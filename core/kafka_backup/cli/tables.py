@@ -234,7 +234,7 @@ def plan(document: Document, *, bounded: bool) -> tuple[Table, ...]:
         parts = topic["partitions"]
         table.add_row(
             topic["source"],
-            topic["target"] + (" (new)" if topic["creates_target"] else " (exists, empty)"),
+            topic["target"] + _state(topic),
             _count(len(parts)),
             ("<= " if bounded else "") + _count(_sum(parts, "records")),
             decimal(_sum(parts, "raw_bytes")),
@@ -244,6 +244,7 @@ def plan(document: Document, *, bounded: bool) -> tuple[Table, ...]:
         )
     return (
         table,
+        *_steps(document),
         *_settings(document),
         *_planned_groups(document, bounded=bounded),
         *_problems(document, "kind", "topic", "partition", "detail"),
@@ -295,6 +296,22 @@ def restored_groups(document: Document) -> tuple[Table, ...]:
 
 def _bounds(document: Document) -> str:
     return "".join(f", {word} {document[word]}" for word in ("from", "until") if document[word])
+
+
+def _state(topic: Document) -> str:
+    if topic["replaces"]:
+        return " (holds records, is replaced)"
+    return " (new)" if topic["creates_target"] else " (exists)"
+
+
+def _steps(document: Document) -> tuple[Table, ...]:
+    """Show what would be done in which order, where it is more than to write and to configure."""
+    if all(step["action"] in ("create", "write", "configure") for step in document["steps"]):
+        return ()
+    table = _table("steps", "#step", "does", "topic")
+    for number, step in enumerate(document["steps"], start=1):
+        table.add_row(str(number), step["action"], step["topic"])
+    return (table,)
 
 
 def _settings(document: Document) -> tuple[Table, ...]:

@@ -29,6 +29,11 @@ def topic_id_text(topic_id: uuid.UUID | None) -> str:
     return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
 
 
+def topic_uuid(text: str) -> uuid.UUID:
+    """Return the topic id that `topic_id_text` wrote."""
+    return uuid.UUID(bytes=base64.urlsafe_b64decode(text + "=="))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartitionMetadata:
     """One partition; `leader` is -1 while there is none."""

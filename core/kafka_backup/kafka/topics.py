@@ -20,10 +20,13 @@ from kio.schema.create_topics.v7.request import (
     CreateTopicsRequest,
 )
 from kio.schema.create_topics.v7.response import CreateTopicsResponse
+from kio.schema.delete_topics.v6.request import DeleteTopicsRequest, DeleteTopicState
+from kio.schema.delete_topics.v6.response import DeleteTopicsResponse
 from kio.schema.errors import ErrorCode
 
 from kafka_backup.errors import BrokerError, ConfigurationError, KafkaBackupError, UnreachableError
 from kafka_backup.kafka.cluster import Cluster, broker_error
+from kafka_backup.kafka.metadata import topic_uuid
 from kafka_backup.kafka.settings import ConnectionSettings
 
 _BATCH = 500
@@ -171,15 +174,47 @@ def _error(error: KafkaError, what: str) -> KafkaBackupError:
     return broker_error(error.code(), f"{what}: {error.str()}")
 
 
-def wait_for_leaders(cluster: Cluster, topic: str, *, partitions: int) -> str:
+def delete_topic(cluster: Cluster, topic: str, topic_id: str) -> None:
+    """Delete the topic with this id, and no other that has its name; gone already is as good.
+
+    Raises:
+        AuthorizationError: we may not.
+        BrokerError: deleting topics is disabled, or another final error.
+        UnreachableError: no broker did it in time.
+    """
+    request = DeleteTopicsRequest(
+        topics=(DeleteTopicState(name=None, topic_id=topic_uuid(topic_id)),),
+        timeout=datetime.timedelta(seconds=30),  # type: ignore[arg-type]
+    )
+
+    def ask() -> None:
+        answer = cluster.ask_any(f"deleting topic {topic}", request, DeleteTopicsResponse)
+        (result,) = answer.responses
+        if result.error_code and result.error_code != ErrorCode.unknown_topic_id:
+            raise broker_error(result.error_code, f"deleting topic {topic} ({topic_id})")
+
+    cluster.retry(f"deleting topic {topic}", ask)
+
+
+def wait_for_leaders(cluster: Cluster, topic: str, *, partitions: int, other_than: str | None = None) -> str:
     """Wait until a new topic is known with a leader for each partition; returns its topic id.
+
+    Args:
+        cluster: where.
+        topic: its name.
+        partitions: how many it has.
+        other_than: the id of a deleted topic of this name, which some brokers may still know.
 
     Raises:
         UnreachableError: it was not within the cluster's retry time.
     """
     end = time.monotonic() + cluster.retry_seconds
     while True:
-        found = cluster.metadata([topic]).topics.get(topic)
+        # All brokers must have forgotten the deleted topic: its id would be taken for the new one's.
+        asked = cluster.metadata([topic]) if other_than is None else cluster.survey([topic])
+        found = asked.topics.get(topic)
+        if found is not None and found.topic_id == other_than:
+            found = None
         if found is not None and sum(part.leader >= 0 for part in found.partitions.values()) == partitions:
             return found.topic_id
         if time.monotonic() > end:

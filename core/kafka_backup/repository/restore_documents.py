@@ -44,6 +44,7 @@ class RestoreRequest(Part):
         rename_groups: the first rule that matches a group's whole name gives its name on the target.
         original_offset_header: each record gets the header ``x-original-offset``.
         original_timestamp_header: each record gets the header ``x-original-timestamp``.
+        replace: a target that holds data is captured to its end, deleted and made anew.
     """
 
     restore_id: Identifier
@@ -60,6 +61,7 @@ class RestoreRequest(Part):
     rename_groups: tuple[RenameRule, ...] = ()
     original_offset_header: bool = False
     original_timestamp_header: bool = False
+    replace: bool = False
 
 
 class Finding(Part):
@@ -97,6 +99,32 @@ class PlannedPartition(Part):
     initial_end: Count = 0
 
 
+class PlannedReplacement(Part):
+    """A topic that is deleted so that the target can be made under its name.
+
+    Attributes:
+        topic_id: of the topic that is deleted, and of no other.
+        ends: end offset of each of its partitions, in their order.
+        captured: captures hold all of it up to these ends. Before the final capture, in a dry run,
+            they need not.
+    """
+
+    topic_id: TopicId
+    ends: tuple[Count, ...]
+    captured: bool
+
+
+class PlannedStep(Part):
+    """One step that changes something, in the order in which it is taken.
+
+    `capture` saves all of a topic, `prove` reads everything back that would be needed of it, `delete` removes
+    it, `create` makes it, `write` restores and verifies its records, `configure` applies its settings.
+    """
+
+    action: Literal["capture", "prove", "delete", "create", "write", "configure"]
+    topic: TopicName
+
+
 class PlannedTopic(Part):
     """One topic of a plan.
 
@@ -104,7 +132,8 @@ class PlannedTopic(Part):
         head: the commit whose state is restored, and its SHA-256.
         configured_by: the commit whose topic configuration is restored.
         target_topic_id: of an existing empty target; None where the restore creates it.
-        target_configuration: the values set on an existing empty target before, for the record.
+        replaces: the topic of the target's name that is deleted first, if any.
+        target_configuration: the values set on an existing target before, for the record.
         configuration: applied after verification: the saved values that were set on the topic.
         not_applied: saved values that name brokers, that the target does not know or refuses, or that
             would need more copies than it has.
@@ -118,6 +147,7 @@ class PlannedTopic(Part):
     source_topic_id: TopicId
     target: TopicName
     target_topic_id: TopicId | None
+    replaces: PlannedReplacement | None = None
     target_configuration: dict[str, str]
     head: Count
     head_sha256: Sha256
@@ -189,6 +219,7 @@ class RestorePlan(Document):
     target_cluster_id: str
     topics: tuple[PlannedTopic, ...]
     groups: PlannedGroups | None = None
+    steps: tuple[PlannedStep, ...] = ()
     problems: tuple[Finding, ...] = ()
     notes: tuple[Finding, ...] = ()
 
@@ -276,7 +307,8 @@ class RestoredTopic(Part):
     """What was done for one topic.
 
     `retention_held` says that records are older than the saved retention allows, so the target
-    keeps everything until ``restore --release-retention``.
+    keeps everything until ``restore --release-retention``. `replaced_topic_id` is that of the topic that
+    was deleted for it.
     """
 
     source: TopicName
@@ -286,6 +318,7 @@ class RestoredTopic(Part):
     configuration: dict[str, str]
     not_applied: dict[str, str]
     retention_held: bool
+    replaced_topic_id: TopicId | None = None
 
 
 class RestoredPosition(Part):
