@@ -302,7 +302,7 @@ class _Capture:
         self, topics: Mapping[str, TopicMetadata], stored: frozenset[str]
     ) -> Iterator[TopicFailed | TopicRecreated]:
         """Read settings and commit logs; a topic without either fails alone."""
-        configurations = self._admin.describe_each(list(topics))
+        configurations = self._admin.describe_each(list(topics), check_stop=self._stop.check)
         logs = self._repository.logs_to_append([(name, topic.topic_id) for name, topic in topics.items()])
         for topic, log in zip(topics.values(), logs, strict=True):
             described = configurations[topic.name]

@@ -18,13 +18,12 @@ from typing import TYPE_CHECKING
 
 from kafka_backup.errors import CancelledError, ConfigurationError, KafkaBackupError, RefusedError
 from kafka_backup.kafka.cluster import Cluster
-from kafka_backup.kafka.topics import TopicAdmin
+from kafka_backup.kafka.topics import delete_topic
 from kafka_backup.progress import RestoreProgress, StopToken
 from kafka_backup.recovery_point import captured_topics
 from kafka_backup.repository.documents import Capture
 from kafka_backup.repository.drills import DrilledCapture, DrillReport, DrillStore
 from kafka_backup.repository.restore_documents import (
-    AttemptTarget,
     PlannedTopic,
     RenameRule,
     RestorePlan,
@@ -47,17 +46,15 @@ def run(
     engine: Engine,
     *,
     cluster: Cluster,
-    admin: TopicAdmin,
     selection: TopicSelection,
     max_raw_bytes: int,
     stop: StopToken,
     on_progress: Callable[[RestoreProgress], None] | None,
 ) -> DrillReport:
-    """Run a drill; see `Engine.drill`. `cluster` and `admin` are those that restores write to."""
+    """Run a drill; see `Engine.drill`. `cluster` is the one that restores write to."""
     drill = _Drill(
         engine,
         cluster=cluster,
-        admin=admin,
         max_raw_bytes=max_raw_bytes,
         stop=stop,
         on_progress=on_progress,
@@ -74,7 +71,6 @@ class _Drill:
         engine: Engine,
         *,
         cluster: Cluster,
-        admin: TopicAdmin,
         max_raw_bytes: int,
         stop: StopToken,
         on_progress: Callable[[RestoreProgress], None] | None,
@@ -83,7 +79,6 @@ class _Drill:
         self.id = f"{_PREFIX}{time_in_id(self._started_at)}-{secrets.token_hex(4)}"
         self._engine = engine
         self._cluster = cluster
-        self._admin = admin
         self._max_raw_bytes = max_raw_bytes
         self._stop = stop
         self._on_progress = on_progress
@@ -207,15 +202,10 @@ class _Drill:
         left = []
         for target in self._engine.abandon_restore(restore_id).targets:
             try:
-                self._delete(target)
+                delete_topic(self._cluster, target.topic, target.topic_id)
             except KafkaBackupError as error:
                 left.append(f"{target.topic}: {error}")
         return left
-
-    def _delete(self, target: AttemptTarget) -> None:
-        found = self._cluster.metadata([target.topic]).topics.get(target.topic)
-        if found is not None and found.topic_id == target.topic_id:
-            self._admin.delete_topic(target.topic)
 
 
 def _request(restore_id: str, capture: Capture, topics: Sequence[str]) -> RestoreRequest:

@@ -55,7 +55,7 @@ class _Side:
     @property
     def admin(self) -> TopicAdmin:
         if self._admin is None:
-            self._admin = TopicAdmin(self.settings, retry_seconds=self.retry_seconds)
+            self._admin = TopicAdmin(self.cluster)
         return self._admin
 
     def close(self) -> None:
@@ -311,7 +311,6 @@ class Engine:
         return _drill.run(
             self,
             cluster=self._target.cluster,
-            admin=self._target.admin,
             selection=TopicSelection.parse(topics, backup.exclude)
             if topics is not None
             else backup.selection,

@@ -126,10 +126,10 @@ def partition_lags(
     now = time.time_ns() // 1_000_000
     lags = {(lag.topic, lag.partition): lag for lag in _positions(asker, repository, selection)}
     waiting = [lag for lag in lags.values() if lag.waiting]
-    retention = {
-        name: _Retention.of(values)
-        for name, values in admin.describe_configs(sorted({lag.topic for lag in waiting})).items()
-    }
+    described = admin.describe_configs(
+        sorted({lag.topic for lag in waiting}), check_stop=stop.check if stop is not None else None
+    )
+    retention = {name: _Retention.of(values) for name, values in described.items()}
     timed = [lag for lag in waiting if retention[lag.topic].milliseconds >= 0]
     sized = [lag for lag in waiting if retention[lag.topic].bytes >= 0]
     losses = [

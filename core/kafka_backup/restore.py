@@ -172,7 +172,7 @@ def _has_expired(plan: RestorePlan, repository: Repository) -> bool:
 
 def _check_still_there(done: RestoreReport, cluster: Cluster) -> None:
     """A finished restore counts only while what it wrote is there: an id must not vouch for another topic."""
-    now = cluster.metadata(None)
+    now = cluster.survey([topic.target for topic in done.topics])
     gone = []
     for topic in done.topics:
         found = now.topics.get(topic.target)

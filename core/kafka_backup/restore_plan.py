@@ -99,7 +99,7 @@ def make_plan(
     Raises:
         ConfigurationError: the request names what the repository lacks.
     """
-    metadata = cluster.metadata(None)
+    metadata = cluster.survey(None)
     findings = Findings()
     topics = _Planner(request, repository, cluster, admin, metadata, findings, captured=captured).topics()
     groups = plan_groups(request, topics, repository=repository, cluster=cluster, findings=findings)

@@ -69,9 +69,9 @@ class RestoreTopics:
                 found = None
             # Without a claim it may be the topic of an attempt that died before its claim.
             topic_ids[topic.target] = found.topic_id if found is not None else self._create(topic)
-            known = self._admin.describe_configs([topic.target])[topic.target]
+            known = self._admin.describe_configs([topic.target], check_stop=self._stop.check)[topic.target]
             safe = safe_configuration(known, max_batch_bytes=topic.max_batch_bytes)
-            self._admin.alter_configs(topic.target, set=safe, delete=())
+            self._admin.alter_configs(topic.target, set=safe, delete=(), check_stop=self._stop.check)
         return topic_ids
 
     def doomed(self) -> Sequence[PlannedTopic]:
@@ -168,12 +168,13 @@ class RestoreTopics:
         wanted = {
             name: value for name, value in topic.configuration.items() if not (held and name in _RETENTION)
         }
-        current = self._admin.describe_configs([topic.target])[topic.target]
+        current = self._admin.describe_configs([topic.target], check_stop=self._stop.check)[topic.target]
         overridden = [name for name, value in current.items() if value.source == "DYNAMIC_TOPIC_CONFIG"]
         self._admin.alter_configs(
             topic.target,
             set=wanted,
             delete=[n for n in overridden if n not in wanted and not (held and n in _RETENTION)],
+            check_stop=self._stop.check,
         )
         return RestoredTopic(
             source=topic.source,

@@ -4,6 +4,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from confluent_kafka import Producer
@@ -15,13 +16,14 @@ from kafka_backup.kafka.connection import Connection
 from kafka_backup.kafka.fetch import FetchedPartition, OffsetOutOfRangeError, PartitionFetcher
 from kafka_backup.kafka.produce import TopicProducer
 from kafka_backup.kafka.settings import ConnectionSettings
-from kafka_backup.kafka.topics import TopicAdmin, validate_topic, wait_for_leaders
+from kafka_backup.kafka.topics import TopicAdmin, delete_topic, validate_topic, wait_for_leaders
 from kafka_backup.records.batch import crc_is_valid
 from kafka_backup.records.rewrite import seal
 from tests.support.kafka_cluster import KafkaCluster
 from tests.support.quotas import set_quota
 from tests.support.records import CODECS, NewRecord, encode_batch
-from tests.support.topics import delete_topic, ends, fetch_log, new_topic, produce, read_topic
+from tests.support.topics import delete_topic as delete_topic_by_name
+from tests.support.topics import ends, fetch_log, new_topic, produce, read_topic
 from tests.support.waiting import wait_for
 
 
@@ -40,9 +42,9 @@ def cluster(kafka: KafkaCluster) -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def admin(kafka: KafkaCluster) -> Iterator[TopicAdmin]:
+def admin(cluster: Cluster) -> Iterator[TopicAdmin]:
     """Our admin client."""
-    client = TopicAdmin(settings(kafka), retry_seconds=30)
+    client = TopicAdmin(cluster)
     yield client
     client.close()
 
@@ -120,7 +122,7 @@ def test_metadata_says_what_the_brokers_know(kafka: KafkaCluster, cluster: Clust
     everything = cluster.metadata(None).topics
     assert everything[topic] == described
     assert "never-created" not in everything
-    delete_topic(kafka, topic)
+    delete_topic_by_name(kafka, topic)
     new_topic(kafka, name=topic)
     assert topic_id(cluster, topic) != described.topic_id
 
@@ -288,7 +290,7 @@ def test_a_topic_created_anew_is_not_read_under_its_old_id(kafka: KafkaCluster, 
     topic = new_topic(kafka)
     produce(kafka.bootstrap_servers, topic, values(5))
     reader = fetcher(cluster, topic, 5)
-    delete_topic(kafka, topic)
+    delete_topic_by_name(kafka, topic)
     new_topic(kafka, name=topic)
     produce(kafka.bootstrap_servers, topic, values(5))
     with reader, pytest.raises(BrokerError, match="deleted and re-created"):
@@ -321,11 +323,11 @@ def test_nobody_answers(kafka: KafkaCluster) -> None:
     Why: exit 3 in bounded time, with the address.
     Risk: a job that hangs until somebody looks.
     """
-    nowhere = ConnectionSettings.from_properties("127.0.0.1:1", {})
+    nowhere = Cluster(ConnectionSettings.from_properties("127.0.0.1:1", {}), retry_seconds=1)
     began = time.monotonic()
     with pytest.raises(UnreachableError, match=r"127\.0\.0\.1:1"):
-        Cluster(nowhere, retry_seconds=1).metadata(None)
-    admin = TopicAdmin(nowhere, retry_seconds=1)
+        nowhere.metadata(None)
+    admin = TopicAdmin(nowhere)
     with pytest.raises(UnreachableError, match="describing the settings of topic x"):
         admin.describe_configs(["x"])
     assert time.monotonic() - began < 60
@@ -441,10 +443,50 @@ def test_topics_are_made_described_changed_and_deleted(
         )
 
     wait_for(changed)
-    admin.delete_topic(topic)
+    delete_topic(cluster, topic, topic_id(cluster, topic))
     wait_for(lambda: topic not in cluster.metadata(None).topics)
     with pytest.raises(BrokerError, match=topic):
         admin.describe_configs([topic])
+
+
+@pytest.mark.parametrize("change", [False, True], ids=["describe", "alter"])
+def test_a_topic_that_a_broker_does_not_know_yet_is_waited_for(
+    cluster: Cluster, admin: TopicAdmin, monkeypatch: pytest.MonkeyPatch, change: bool
+) -> None:
+    """What: settings asked of a broker before it knows the topic, which exists a moment later; and of one that never does.
+
+    Why: news of a topic that was just made reach one broker before the other, and any of them may be asked.
+    Risk: a restore that fails on the topic that it has just made; or one that waits for a topic that nobody has.
+    """
+    topic, tries = f"t{secrets.token_hex(4)}", 0
+    real = TopicAdmin._result
+
+    def late(self: TopicAdmin, future: Any, what: str) -> Any:
+        nonlocal tries
+        tries += 1
+        try:
+            return real(self, future, what)
+        except BrokerError:
+            if topic not in what:
+                raise
+            monkeypatch.setattr(TopicAdmin, "_result", real)
+            admin.create_topic(topic, partitions=1, replication_factor=1, configs={})
+            wait_for_leaders(cluster, topic, partitions=1)
+            monkeypatch.setattr(TopicAdmin, "_result", late)
+            raise
+
+    def ask(name: str) -> None:
+        if change:
+            admin.alter_configs(name, set={"retention.ms": "-1"}, delete=())
+        else:
+            admin.describe_configs([name])
+
+    monkeypatch.setattr(TopicAdmin, "_result", late)
+    ask(topic)
+    assert tries == 2
+    with pytest.raises(BrokerError, match=r"settings of topic nobodys: .*UNKNOWN_TOPIC_OR_PARTITION"):
+        ask("nobodys")
+    assert tries == 3
 
 
 def test_impossible_topics_are_refused_with_the_brokers_reason(cluster: Cluster, admin: TopicAdmin) -> None:

@@ -99,7 +99,8 @@ def test_both_clients_survive_a_long_silence(secure: SecureCluster) -> None:
     Risk: the first question afterwards fails, and the topic with it.
     """
     known = settings(secure)
-    cluster, admin = Cluster(known, retry_seconds=30), TopicAdmin(known, retry_seconds=30)
+    cluster = Cluster(known, retry_seconds=30)
+    admin = TopicAdmin(cluster)
     topic = new_topic(secure)
     began = time.monotonic()
     assert cluster.metadata([topic]).topics.keys() == admin.describe_configs([topic]).keys()

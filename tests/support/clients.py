@@ -19,7 +19,7 @@ def get_in(
     """
     settings = ConnectionSettings.from_properties(servers, properties, oauth_cb=oauth_cb)
     cluster = Cluster(settings, retry_seconds=30)
-    admin = TopicAdmin(settings, retry_seconds=30)
+    admin = TopicAdmin(cluster)
     try:
         cluster_id = cluster.metadata([]).cluster_id
         name = f"made-{secrets.token_hex(4)}"

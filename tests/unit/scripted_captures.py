@@ -36,7 +36,7 @@ def scripted_topic() -> ScriptedTopic:
 class _Admin:
     """Describes every topic as one without settings of its own."""
 
-    def describe_each(self, topics: Sequence[str]) -> Mapping[str, Mapping[str, ConfigValue]]:
+    def describe_each(self, topics: Sequence[str], **_: object) -> Mapping[str, Mapping[str, ConfigValue]]:
         return {name: {} for name in topics}
 
 

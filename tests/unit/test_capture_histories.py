@@ -26,7 +26,7 @@ from tests.unit.repositories import live_records, memory_store
 class _Admin:
     """Describes every topic as one without settings of its own."""
 
-    def describe_each(self, topics: Sequence[str]) -> Mapping[str, Mapping[str, ConfigValue]]:
+    def describe_each(self, topics: Sequence[str], **_: object) -> Mapping[str, Mapping[str, ConfigValue]]:
         return {name: {} for name in topics}
 
 

@@ -118,7 +118,7 @@ class World:
         self._restores += 1
         restore_id = f"r{self._restores}"
         request = RestoreRequest(restore_id=restore_id, prefix="x-", **wanted)
-        target: Any = SimpleNamespace(metadata=lambda _topics: SimpleNamespace(cluster_id="t"))
+        target: Any = SimpleNamespace(survey=lambda _topics: SimpleNamespace(cluster_id="t"))
 
         def run(store: Store) -> None:
             repository = opened(store)

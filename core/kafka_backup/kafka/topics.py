@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +27,6 @@ from kio.schema.errors import ErrorCode
 from kafka_backup.errors import BrokerError, ConfigurationError, KafkaBackupError, UnreachableError
 from kafka_backup.kafka.cluster import Cluster, broker_error
 from kafka_backup.kafka.metadata import topic_uuid
-from kafka_backup.kafka.settings import ConnectionSettings
 
 _BATCH = 500
 
@@ -45,12 +44,17 @@ class ConfigValue:
 
 
 class TopicAdmin:
-    """An admin client for the topics of one cluster."""
+    """An admin client for the topics of one cluster.
 
-    def __init__(self, settings: ConnectionSettings, *, retry_seconds: float) -> None:
+    News of a topic reach one broker before the other. Where a broker does not know a topic, and most of the
+    brokers do, it is asked again until the retry time is over.
+    """
+
+    def __init__(self, cluster: Cluster) -> None:
         """Prepare; nothing is contacted yet."""
-        self._settings = settings
-        self._retry_seconds = retry_seconds
+        self._cluster = cluster
+        self._settings = cluster.settings
+        self._retry_seconds = cluster.retry_seconds
         self._client: AdminClient | None = None
 
     def close(self) -> None:
@@ -77,23 +81,39 @@ class TopicAdmin:
         except TimeoutError as error:
             raise UnreachableError(f"{what}: no answer within {self._retry_seconds:g} s") from error
 
-    def describe_configs(self, topics: Sequence[str]) -> Mapping[str, Mapping[str, ConfigValue]]:
-        """Return every setting of each topic by name.
+    def describe_configs(
+        self, topics: Sequence[str], *, check_stop: Callable[[], None] | None = None
+    ) -> Mapping[str, Mapping[str, ConfigValue]]:
+        """Return every setting of each topic by name; as `describe_each`.
 
         Raises:
             KafkaBackupError: naming the first topic that cannot be described.
         """
         described = {}
-        for name, found in self.describe_each(topics).items():
+        for name, found in self.describe_each(topics, check_stop=check_stop).items():
             if isinstance(found, KafkaBackupError):
                 raise found
             described[name] = found
         return described
 
     def describe_each(
-        self, topics: Sequence[str]
+        self, topics: Sequence[str], *, check_stop: Callable[[], None] | None = None
     ) -> Mapping[str, Mapping[str, ConfigValue] | KafkaBackupError]:
-        """Return every setting of each topic by name, or why that topic cannot be described."""
+        """Return every setting of each topic by name, or why that topic cannot be described.
+
+        Args:
+            topics: names.
+            check_stop: called while a broker is waited for that does not know a topic yet; raises to stop.
+        """
+        described = self._describe(topics)
+        patience = _Patience(self._cluster, check_stop)
+        while again := patience.with_topics(
+            [name for name, found in described.items() if _is_unknown(found)]
+        ):
+            described |= self._describe(again)
+        return described
+
+    def _describe(self, topics: Sequence[str]) -> dict[str, Mapping[str, ConfigValue] | KafkaBackupError]:
         described: dict[str, Mapping[str, ConfigValue] | KafkaBackupError] = {}
         for start in range(0, len(topics), _BATCH):
             resources = [ConfigResource(ResourceType.TOPIC, name) for name in topics[start : start + _BATCH]]
@@ -130,6 +150,7 @@ class TopicAdmin:
         set: Mapping[str, str],
         delete: Collection[str],
         validate_only: bool = False,
+        check_stop: Callable[[], None] | None = None,
     ) -> None:
         """Set some settings and put others back to the broker's default, in one step (KIP-339).
 
@@ -145,10 +166,18 @@ class TopicAdmin:
         if not entries:
             return
         resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=entries)
-        futures = self._admin().incremental_alter_configs(
-            [resource], request_timeout=self._retry_seconds, validate_only=validate_only
-        )
-        self._result(futures[resource], f"changing the settings of topic {topic}")
+        patience = _Patience(self._cluster, check_stop)
+        while True:
+            futures = self._admin().incremental_alter_configs(
+                [resource], request_timeout=self._retry_seconds, validate_only=validate_only
+            )
+            try:
+                self._result(futures[resource], f"changing the settings of topic {topic}")
+            except BrokerError as error:
+                if not _is_unknown(error) or not patience.with_topics([topic]):
+                    raise
+            else:
+                return
 
     def broker_setting(self, name: str, brokers: Sequence[int]) -> Sequence[str]:
         """Return a setting of each of these brokers; one that does not know it is left out."""
@@ -162,16 +191,35 @@ class TopicAdmin:
         )
         return [entries[name].value for entries in found if name in entries]
 
-    def delete_topic(self, name: str) -> None:
-        """Delete a topic."""
-        futures = self._admin().delete_topics([name], request_timeout=self._retry_seconds)
-        self._result(futures[name], f"deleting topic {name}")
-
 
 def _error(error: KafkaError, what: str) -> KafkaBackupError:
     if error.code() < 0:  # librdkafka's own: no connection, timed out
         return UnreachableError(f"{what}: {error.str()}")
     return broker_error(error.code(), f"{what}: {error.str()}")
+
+
+def _is_unknown(found: object) -> bool:
+    return isinstance(found, BrokerError) and found.code == ErrorCode.unknown_topic_or_partition
+
+
+class _Patience:
+    """With brokers that do not know a topic yet, as long as the cluster's retry time lasts."""
+
+    def __init__(self, cluster: Cluster, check_stop: Callable[[], None] | None) -> None:
+        self._cluster = cluster if check_stop is None else cluster.stoppable(check_stop)
+        self._end = time.monotonic() + cluster.retry_seconds
+        self._attempt = 0
+
+    def with_topics(self, unknown: Sequence[str]) -> Sequence[str]:
+        """Wait a little; return those of the topics that do exist, as most of the brokers say."""
+        if not unknown or time.monotonic() > self._end:
+            return ()
+        found = self._cluster.survey(unknown)
+        exist = [name for name in unknown if name in found.topics or name in found.disputed]
+        if exist:
+            self._cluster.pause(self._attempt)
+            self._attempt += 1
+        return exist
 
 
 def delete_topic(cluster: Cluster, topic: str, topic_id: str) -> None:
@@ -210,9 +258,8 @@ def wait_for_leaders(cluster: Cluster, topic: str, *, partitions: int, other_tha
     """
     end = time.monotonic() + cluster.retry_seconds
     while True:
-        # All brokers must have forgotten the deleted topic: its id would be taken for the new one's.
-        asked = cluster.metadata([topic]) if other_than is None else cluster.survey([topic])
-        found = asked.topics.get(topic)
+        # Most brokers must know it, and have forgotten the deleted one: its id would be taken for the new one's.
+        found = cluster.survey([topic]).topics.get(topic)
         if found is not None and found.topic_id == other_than:
             found = None
         if found is not None and sum(part.leader >= 0 for part in found.partitions.values()) == partitions:
