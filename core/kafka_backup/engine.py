@@ -155,13 +155,21 @@ class Engine:
             stop=stop or StopToken(),
         )
 
-    def plan_restore(self, request: RestoreRequest) -> RestorePlan:
+    def plan_restore(self, request: RestoreRequest, *, skip_damaged: bool = False) -> RestorePlan:
         """Say what a restore would do, and everything that forbids it. Changes nothing.
 
         A stored plan of the same restore id and request is returned as it is.
+
+        Args:
+            request: what is asked for.
+            skip_damaged: missing and damaged objects forbid nothing; they will be left out.
         """
         return _restore_plan.plan(
-            request, repository=self.repository(), cluster=self._target.cluster, admin=self._target.admin
+            request,
+            repository=self.repository(),
+            cluster=self._target.cluster,
+            admin=self._target.admin,
+            skip_damaged=skip_damaged,
         )
 
     def restore(
@@ -169,10 +177,19 @@ class Engine:
         plan: RestorePlan,
         *,
         limits: RestoreLimits | None = None,
+        skip_damaged: bool = False,
         stop: StopToken | None = None,
         on_progress: Callable[[RestoreProgress], None] | None = None,
     ) -> RestoreReport:
         """Carry out a plan, or go on with it, verify the result and store the report.
+
+        Args:
+            plan: made by `plan_restore`.
+            limits: how fast it may go; may differ each time it is continued.
+            skip_damaged: leave damaged segments out; the report is ``incomplete`` then, and says which
+                source offsets are missing.
+            stop: ends it at its next safe point with CancelledError.
+            on_progress: told how far it is.
 
         Raises:
             RefusedError: the plan has problems, another attempt took over, somebody else wrote
@@ -188,6 +205,7 @@ class Engine:
             retry_seconds=self._target.retry_seconds,
             threads=self.config.backup.max_concurrent_partitions,
             limits=limits or RestoreLimits(),
+            skip_damaged=skip_damaged,
             capture=self._final_capture,
             stop=stop or StopToken(),
             on_progress=on_progress,

@@ -21,6 +21,7 @@ from kafka_backup.repository.restore_documents import PlannedPartition, PlannedT
 from kafka_backup.repository.segments import SegmentProofs, SegmentReader, StoredSegment, following
 from kafka_backup.repository.store import Store
 from kafka_backup.restore_source import source_segments
+from kafka_backup.segment_skips import SegmentSkips
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +65,8 @@ def expected_batches(
     check_crc: bool = True,
     proofs: SegmentProofs | None = None,
     buffers: Buffers | None = None,
+    skips: SegmentSkips | None = None,
+    may_skip: Callable[[], bool] = lambda: False,
 ) -> Iterator[TargetBatch]:
     """Yield the batches that the target partition must hold, in order; the same on every call.
 
@@ -75,6 +78,8 @@ def expected_batches(
             that it is what was stored.
         proofs: of the segments that were read before, which are not hashed again; new ones are added.
         buffers: to read segments into.
+        skips: the damaged segments that are left out.
+        may_skip: whether a further one may be left out now, because nothing of it is in the target.
 
     Raises:
         DamagedSourceError: a segment is not what its commit says, naming it; before its first batch is
@@ -88,19 +93,41 @@ def expected_batches(
         start=target.partition.source_start,
         from_ms=target.request.from_ms,
     )
+    topic = target.topic.source
     for segment in segments:
         before_segment()
-        try:
-            yield from _segment_batches(
+        if skips is not None and skips.covers(topic, segment):
+            continue
+        # What is left out stays left out, so it is read once more before that.
+        for last_try in (False, True):
+            batches = _segment_batches(
                 target,
                 segment,
                 SegmentReader(store, segment, proofs=proofs, buffers=buffers),
                 before_segment,
                 check_crc,
             )
-        except DamagedError as error:
-            detail = str(error) if segment.key in str(error) else f"segment {segment.key} is damaged: {error}"
-            raise DamagedSourceError(f"{target.topic.source} [{segment.partition}]: {detail}") from error
+            try:
+                first = next(batches, None)
+                if first is not None:
+                    yield first
+            except DamagedError as error:
+                damage = _damage(topic, segment, error)
+                if skips is None or not may_skip():
+                    raise damage from error
+                if last_try:
+                    skips.add(topic, segment, error)
+                continue
+            try:
+                yield from batches
+            except DamagedError as error:
+                raise _damage(topic, segment, error) from error
+            break
+
+
+def _damage(topic: str, segment: StoredSegment, error: DamagedError) -> DamagedSourceError:
+    detail = str(error) if segment.key in str(error) else f"segment {segment.key} is damaged: {error}"
+    return DamagedSourceError(f"{topic} [{segment.partition}]: {detail}")
 
 
 def _segment_batches(

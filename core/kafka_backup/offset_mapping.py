@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from kafka_backup.errors import DamagedError
-from kafka_backup.repository.documents import Count, Milliseconds, Part, TopicId, TopicName
+from kafka_backup.repository.documents import Count, Milliseconds, OffsetSpan, Part, TopicId, TopicName
 from kafka_backup.repository.group_documents import GroupSnapshot, LeaderEpochOrNone
 from kafka_backup.repository.restore_documents import OffsetMapDocument
 
@@ -23,6 +23,9 @@ class OffsetMap:
     A committed position is "the next record to read", so a source offset that was not restored (a
     gap, an aborted record, a record outside the time bounds) maps to the next restored record, and
     one at or past the last restored record's successor maps to the target's end.
+
+    Attributes:
+        missing: source offsets ``[start, end)`` that were left out because they are damaged.
     """
 
     def __init__(self, *, target_start: int = 0) -> None:
@@ -31,6 +34,7 @@ class OffsetMap:
         self._targets = array("q")
         self._lengths = array("q")
         self._target_end = target_start
+        self.missing: Sequence[tuple[int, int]] = ()
 
     @property
     def records(self) -> int:
@@ -83,6 +87,10 @@ class OffsetMap:
             return self._sources[i] + target_offset - self._targets[i]
         return None
 
+    def is_missing(self, source_offset: int) -> bool:
+        """Whether the record at `source_offset`, if there was one, was left out because it is damaged."""
+        return any(start <= source_offset < end for start, end in self.missing)
+
     def to_document(self, *, restore_id: str, source: str, target: str, partition: int) -> OffsetMapDocument:
         """Return the map as it is stored."""
         return OffsetMapDocument(
@@ -95,6 +103,7 @@ class OffsetMap:
             source_runs=tuple(self._sources),
             target_runs=tuple(self._targets),
             lengths=tuple(self._lengths),
+            missing=tuple(OffsetSpan(start=start, end=end) for start, end in self.missing),
         )
 
     @classmethod
@@ -117,6 +126,7 @@ class OffsetMap:
             raise DamagedError("the lists of runs have different lengths") from error
         if (result.source_end, result.target_end) != (document.source_end, document.target_end):
             raise DamagedError("the ends do not match the runs")
+        result.missing = [(span.start, span.end) for span in document.missing]
         return result
 
 

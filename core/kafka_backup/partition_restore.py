@@ -90,6 +90,7 @@ class PartitionRestore:
         self._initial_end = target.partition.initial_end
         self._proofs: SegmentProofs = {}
         self._buffers = Buffers()
+        self._writes = False
 
     def pipeline(self) -> ProducePipeline:
         """Compare what the target holds already; return what writes the rest.
@@ -99,11 +100,14 @@ class PartitionRestore:
             DamagedSourceError: the repository's part of what it holds is damaged.
             UnreachableError: no progress for `retry_seconds`.
         """
+        # Of what the target holds already nothing may be left out any more.
+        self._writes = False
         comparison = self._compare(self._initial_end, self._expected())
         for found in comparison.run(self._quiet_end() if self._resumed else self._settled_end()):
             self._context.on_records("produce", found.record_count, found.size)
         # If it comes to a second time, an election lost acknowledged batches: what is left says where to go on.
         self._resumed = True
+        self._writes = True
         return ProducePipeline(
             self.target,
             self._context,
@@ -122,6 +126,7 @@ class PartitionRestore:
             DamagedError: naming the first offset that differs.
         """
         outcome = Outcome(offset_map=OffsetMap(target_start=self._initial_end))
+        self._writes = False
         digest = hashlib.sha256()
         comparison = self._compare(self._initial_end, self._expected(check_crc=False))
         end = self._settled_end()
@@ -145,7 +150,12 @@ class PartitionRestore:
             check_crc=check_crc,
             proofs=self._proofs,
             buffers=self._buffers,
+            skips=self._context.skips,
+            may_skip=self._may_skip,
         )
+
+    def _may_skip(self) -> bool:
+        return self._writes and self._context.skips is not None and self._context.skips.allowed
 
     def _compare(self, start: int, expected: Iterator[TargetBatch]) -> LogComparison:
         return LogComparison(

@@ -41,6 +41,7 @@ from kafka_backup.restore_plan import make_plan, refuse_if_abandoned
 from kafka_backup.restore_target import offset_bounds
 from kafka_backup.restore_topics import release_retention as release
 from kafka_backup.rights import check_verify
+from kafka_backup.segment_skips import SegmentSkips
 
 
 def run(
@@ -52,6 +53,7 @@ def run(
     retry_seconds: float,
     threads: int,
     limits: RestoreLimits,
+    skip_damaged: bool,
     capture: Callable[[Sequence[str], StopToken], None],
     stop: StopToken,
     on_progress: Callable[[RestoreProgress], None] | None,
@@ -61,6 +63,11 @@ def run(
     `capture` saves topics of the target to their ends, before they are deleted, and raises if anything of them
     is not saved.
     """
+    if skip_damaged and plan.request.replace:
+        raise ConfigurationError(
+            "a restore in place cannot leave damaged segments out: what is damaged in the repository may be sound in the "
+            "topic, and would be deleted. Restore under another name"
+        )
     if (refused := refusal(plan)) is not None:
         raise refused
     folder = repository.restore_folder(plan.request.restore_id)
@@ -79,7 +86,14 @@ def run(
             capture=lambda topics: capture(topics, stop),
         )
     return Attempt(
-        _pinned(plan, repository=repository, folder=folder, cluster=cluster, admin=admin),
+        _pinned(
+            plan,
+            repository=repository,
+            folder=folder,
+            cluster=cluster,
+            admin=admin,
+            skip_damaged=skip_damaged,
+        ),
         repository=repository,
         folder=folder,
         cluster=cluster.stoppable(stop.check),
@@ -87,6 +101,7 @@ def run(
         retry_seconds=retry_seconds,
         threads=threads,
         limits=limits,
+        skip_damaged=skip_damaged,
         stop=stop,
         on_progress=on_progress,
     ).run()
@@ -138,7 +153,13 @@ def _must_be_captured(topic: PlannedTopic, cluster: Cluster) -> bool:
 
 
 def _pinned(
-    plan: RestorePlan, *, repository: Repository, folder: RestoreFolder, cluster: Cluster, admin: TopicAdmin
+    plan: RestorePlan,
+    *,
+    repository: Repository,
+    folder: RestoreFolder,
+    cluster: Cluster,
+    admin: TopicAdmin,
+    skip_damaged: bool = False,
 ) -> RestorePlan:
     """Store the plan, so that expiry keeps what it needs, and make sure that expiry did not come first.
 
@@ -154,7 +175,13 @@ def _pinned(
         if folder.newest_attempt() is not None or not _has_expired(plan, repository):
             return plan
         plan = make_plan(
-            plan.request, repository=repository, cluster=cluster, admin=admin, number=plan.number + 1
+            plan.request,
+            repository=repository,
+            cluster=cluster,
+            admin=admin,
+            number=plan.number + 1,
+            captured=plan.request.replace,
+            skip_damaged=skip_damaged,
         )
         if (refused := refusal(plan)) is not None:
             raise refused
@@ -220,7 +247,11 @@ def verify_restore(
     ]
 
     context = RestoreContext(
-        cluster=cluster, store=repository.store, retry_seconds=retry_seconds, before_segment=stop.check
+        cluster=cluster,
+        store=repository.store,
+        retry_seconds=retry_seconds,
+        before_segment=stop.check,
+        skips=SegmentSkips(repository.restore_folder(restore_id), allowed=False),
     )
 
     def verify_one(target: PartitionTarget, stop: StopToken) -> Sequence[Work]:
@@ -284,14 +315,17 @@ def release_retention(
     return release(admin, report.topics)
 
 
-def offset_map(restore_id: str, source_topic: str, partition: int, *, repository: Repository) -> OffsetMap:
+def offset_map(restore_id: str, topic: str, partition: int, *, repository: Repository) -> OffsetMap:
     """Read the offset map of one partition of a finished restore; see `Engine.offset_map`."""
     report = _finished(restore_id, repository)
-    if source_topic not in {topic.source for topic in report.topics}:
-        raise ConfigurationError(f"restore {restore_id} did not restore the topic {source_topic!r}")
-    document = repository.restore_folder(restore_id).offset_map(source_topic, partition)
+    sources = {one.target: one.source for one in report.topics} | {
+        one.source: one.source for one in report.topics
+    }
+    if topic not in sources:
+        raise ConfigurationError(f"restore {restore_id} did not restore the topic {topic!r}")
+    document = repository.restore_folder(restore_id).offset_map(sources[topic], partition)
     if document is None:
-        raise ConfigurationError(f"restore {restore_id} did not restore {source_topic} [{partition}]")
+        raise ConfigurationError(f"restore {restore_id} did not restore {topic} [{partition}]")
     return OffsetMap.from_document(document)
 
 

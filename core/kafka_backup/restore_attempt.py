@@ -25,6 +25,7 @@ from kafka_backup.repository.documents import sha256_of
 from kafka_backup.repository.repository import Repository
 from kafka_backup.repository.restore_documents import (
     AttemptTarget,
+    MissingSpan,
     PlannedTopic,
     RestoreAttempt,
     RestoredGroups,
@@ -39,7 +40,9 @@ from kafka_backup.repository.restore_folder import RestoreFolder
 from kafka_backup.repository.segments import SegmentReader
 from kafka_backup.restore_context import RestoreContext, RestoreLimits
 from kafka_backup.restore_groups import move_groups
+from kafka_backup.restore_page import command_of, page_of
 from kafka_backup.restore_topics import RestoreTopics
+from kafka_backup.segment_skips import SegmentSkips
 
 _PROGRESS_SECONDS = 0.5
 _OWNERSHIP_SECONDS = 5.0
@@ -70,6 +73,11 @@ def partition_targets(
         )
         for partition in topic.partitions
     ]
+
+
+def is_incomplete(topics: Sequence[VerifiedTopic | RestoredTopic]) -> bool:
+    """Whether damaged segments were left out."""
+    return any(part.missing for topic in topics for part in topic.partitions)
 
 
 Work = Callable[[StopToken], Sequence["Work"]]
@@ -123,6 +131,7 @@ class Attempt:
         retry_seconds: float,
         threads: int,
         limits: RestoreLimits,
+        skip_damaged: bool,
         stop: StopToken,
         on_progress: Callable[[RestoreProgress], None] | None,
     ) -> None:
@@ -134,6 +143,7 @@ class Attempt:
         self._retry_seconds = retry_seconds
         self._threads = threads
         self._limits = limits
+        self._skip_damaged = skip_damaged
         self._stop = stop
         self._on_progress = on_progress
         self._began = time.monotonic()
@@ -266,19 +276,22 @@ class Attempt:
             for topic in self._plan.topics
             for target in partition_targets(self._plan, topic, topic_ids[topic.target], self._repository)
         ]
-        context = self._context()
+        skips = SegmentSkips(self._folder, allowed=self._skip_damaged, before_decision=self._still_ours)
+        context = self._context(skips)
         works = [partial(self._produce, context, lane) for lane in lanes(targets, self._leaders())]
         in_parallel(works, threads=self._threads, stop=self._stop, tick=self._tell)
         self._tell(final=True)
         self._refuse_damage()
         self._still_ours()
-        self._store_offset_maps()
+        self._store_offset_maps(skips)
         verification = RestoreVerification(
             restore_id=self._folder.restore_id,
             attempt=self._attempt,
             nonce=secrets.token_hex(16),
             verified_at=time.time_ns() // 1_000_000,
-            topics=tuple(self._verified(topic, topic_ids[topic.target]) for topic in self._plan.topics),
+            topics=tuple(
+                self._verified(topic, topic_ids[topic.target], skips) for topic in self._plan.topics
+            ),
         )
         self._folder.put_verification(verification)
         return verification
@@ -292,7 +305,7 @@ class Attempt:
             for number, part in topic.partitions.items()
         }
 
-    def _context(self) -> RestoreContext:
+    def _context(self, skips: SegmentSkips) -> RestoreContext:
         limits = self._limits
         share = (limits.max_bytes_per_second or 0) // self._threads
         return RestoreContext(
@@ -308,6 +321,7 @@ class Attempt:
             record_pace=limits.pace("max_records_per_second", stop=self._stop),
             read_pace=limits.pace("max_bytes_per_second", stop=self._stop),
             fetch_bytes=max(_SMALLEST_FETCH, min(FETCH_BYTES, share)) if share else FETCH_BYTES,
+            skips=skips,
             resumed=self._attempt > 1,
         )
 
@@ -357,6 +371,11 @@ class Attempt:
                 f"{len(self._damage)} partitions of restore {self._folder.restore_id} stopped before damaged data, "
                 f"the others are written: {listed}. Put the objects back from a copy of the repository and run the "
                 "same restore again"
+                + (
+                    "; what is in the target already cannot be left out any more"
+                    if self._skip_damaged
+                    else ", or say --skip-damaged to go on without them"
+                )
             )
 
     def _tell(self, *, final: bool = False) -> None:
@@ -380,7 +399,7 @@ class Attempt:
                 )
             )
 
-    def _verified(self, topic: PlannedTopic, topic_id: str) -> VerifiedTopic:
+    def _verified(self, topic: PlannedTopic, topic_id: str, skips: SegmentSkips) -> VerifiedTopic:
         outcomes = [(part, self._outcomes[topic.target, part.partition]) for part in topic.partitions]
         return VerifiedTopic(
             source=topic.source,
@@ -403,15 +422,26 @@ class Attempt:
                     produce_seconds=round(outcome.produce_seconds, 3),
                     verify_seconds=round(outcome.verify_seconds, 3),
                     verified=True,
+                    missing=tuple(
+                        MissingSpan(
+                            start=skip.start,
+                            end=skip.end,
+                            records=skip.records,
+                            segment=skip.segment,
+                            damage=skip.damage,
+                        )
+                        for skip in skips.of(topic.source, part.partition)
+                    ),
                 )
                 for part, outcome in outcomes
             ),
         )
 
-    def _store_offset_maps(self) -> None:
+    def _store_offset_maps(self, skips: SegmentSkips) -> None:
         for topic in self._plan.topics:
             for part in topic.partitions:
                 offsets = self._outcomes[topic.target, part.partition].offset_map
+                offsets.missing = [(skip.start, skip.end) for skip in skips.of(topic.source, part.partition)]
                 self._folder.put_offset_map(
                     offsets.to_document(
                         restore_id=self._folder.restore_id,
@@ -430,7 +460,7 @@ class Attempt:
         report = RestoreReport(
             restore_id=self._plan.request.restore_id,
             attempt=self._attempt,
-            status="verified",
+            status="incomplete" if is_incomplete(topics) else "verified",
             started_at=self._started_at,
             verified_at=verification.verified_at,
             ended_at=time.time_ns() // 1_000_000,
@@ -438,6 +468,10 @@ class Attempt:
             topics=tuple(topics),
             groups=groups,
             seconds=time.monotonic() - self._began,
+            command=command_of(self._plan.request, limits=self._limits, skip_damaged=self._skip_damaged),
         )
+        page = page_of(report, self._plan).encode()
+        self._folder.put_page(self._attempt, page)
+        report = report.model_copy(update={"page_sha256": sha256_of(page)})
         self._folder.put_report(report)
         return report

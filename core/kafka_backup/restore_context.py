@@ -12,6 +12,7 @@ from kafka_backup.kafka.producer_ids import ProducerIds
 from kafka_backup.pace import Pace
 from kafka_backup.progress import StopToken
 from kafka_backup.repository.store import Store
+from kafka_backup.segment_skips import SegmentSkips
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +54,7 @@ class RestoreContext:
         byte_pace: what holds the rate of bytes written; `record_pace`: of records written;
             `read_pace`: of bytes read back.
         fetch_bytes: read back at a time.
+        skips: the damaged segments that are left out.
         resumed: another attempt came before, whose last requests may still be on their way.
     """
 
@@ -67,4 +69,5 @@ class RestoreContext:
     record_pace: Pace | None = None
     read_pace: Pace | None = None
     fetch_bytes: int = FETCH_BYTES
+    skips: SegmentSkips | None = None
     resumed: bool = False

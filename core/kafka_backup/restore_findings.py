@@ -6,7 +6,8 @@ from kafka_backup.errors import AuthorizationError, DamagedError, KafkaBackupErr
 from kafka_backup.repository.restore_documents import Finding, RestorePlan
 
 NOT_AUTHORIZED = "not_authorized"
-_DAMAGE = frozenset({"damaged_log", "damaged_object", "missing_object"})
+_DAMAGED_OBJECTS = frozenset({"damaged_object", "missing_object"})
+_DAMAGE = _DAMAGED_OBJECTS | {"damaged_log"}
 
 
 class Findings:
@@ -40,6 +41,10 @@ def refusal(plan: RestorePlan) -> KafkaBackupError | None:
     listed = "; ".join(problem.detail for problem in plan.problems)
     message = f"restore {plan.request.restore_id} cannot be carried out: {listed}"
     kinds = {problem.kind for problem in plan.problems}
+    if kinds <= _DAMAGED_OBJECTS:
+        message += ". Put the objects back from a copy of the repository" + (
+            "" if plan.request.replace else ", or say --skip-damaged to go on without them"
+        )
     if kinds & _DAMAGE:
         return DamagedError(message)
     return AuthorizationError(message) if kinds == {NOT_AUTHORIZED} else RefusedError(message)

@@ -48,7 +48,12 @@ _DEFAULT_MAX_MESSAGE_BYTES = 1_048_588
 
 
 def plan(
-    request: RestoreRequest, *, repository: Repository, cluster: Cluster, admin: TopicAdmin
+    request: RestoreRequest,
+    *,
+    repository: Repository,
+    cluster: Cluster,
+    admin: TopicAdmin,
+    skip_damaged: bool = False,
 ) -> RestorePlan:
     """Return the stored plan of a restore, or make one; see `Engine.plan_restore`.
 
@@ -60,7 +65,14 @@ def plan(
     folder = repository.restore_folder(request.restore_id)
     stored = folder.plan()
     if stored is None:
-        return make_plan(request, repository=repository, cluster=cluster, admin=admin, number=1)
+        return make_plan(
+            request,
+            repository=repository,
+            cluster=cluster,
+            admin=admin,
+            number=1,
+            skip_damaged=skip_damaged,
+        )
     if stored.request != request:
         raise RefusedError(
             f"restore {request.restore_id} was planned with another request; use the same request to "
@@ -85,6 +97,7 @@ def make_plan(
     admin: TopicAdmin,
     number: int,
     captured: bool = False,
+    skip_damaged: bool = False,
 ) -> RestorePlan:
     """Make a plan from what repository and target are now; stores nothing.
 
@@ -95,13 +108,17 @@ def make_plan(
         admin: for the target's topics.
         number: of the plan; 1 unless an earlier one is to be replaced.
         captured: the final capture of what is replaced is done; whatever it does not hold is a problem.
+        skip_damaged: missing and damaged objects are noted, and no problem.
 
     Raises:
         ConfigurationError: the request names what the repository lacks.
     """
     metadata = cluster.survey(None)
     findings = Findings()
-    topics = _Planner(request, repository, cluster, admin, metadata, findings, captured=captured).topics()
+    planner = _Planner(
+        request, repository, cluster, admin, metadata, findings, captured=captured, skip_damaged=skip_damaged
+    )
+    topics = planner.topics()
     groups = plan_groups(request, topics, repository=repository, cluster=cluster, findings=findings)
     return RestorePlan(
         number=number,
@@ -170,12 +187,14 @@ class _Planner:
         findings: Findings,
         *,
         captured: bool,
+        skip_damaged: bool,
     ) -> None:
         self._request = request
         self._repository = repository
         self._cluster = cluster
         self._metadata = metadata
         self._captured = captured
+        self._skip_damaged = skip_damaged
         self._preflight = TargetPreflight(cluster, admin, metadata, findings)
         self._findings = findings
 
@@ -208,7 +227,7 @@ class _Planner:
             source,
             [one for each in segments.values() for one in each],
             self._repository.store,
-            self._findings,
+            self._findings.note if self._skip_damaged else self._findings.problem,
         )
         partitions = [self._partition(source, partition, each) for partition, each in segments.items()]
         if not is_topic_name(target) or target in INTERNAL_TOPICS:

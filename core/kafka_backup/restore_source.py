@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -275,7 +275,10 @@ def _first_header(store: Store, segment: StoredSegment) -> BatchHeader | None:
 
 
 def check_objects(
-    source: SourceTopic, segments: Sequence[StoredSegment], store: Store, findings: Findings
+    source: SourceTopic,
+    segments: Sequence[StoredSegment],
+    store: Store,
+    found: Callable[[str, str | None, str, int | None], None],
 ) -> None:
     """Find the needed objects that are missing or have another size, by listing what is there.
 
@@ -289,20 +292,23 @@ def check_objects(
     for each in folders:
         for info in store.list(each):
             if (segment := wanted.pop(info.key, None)) is not None:
-                _check_size(source, segment, info.size, findings)
+                _check_size(source, segment, info.size, found)
     for place, (key, segment) in enumerate(wanted.items()):
         size = store.size(key) if place < _ASKED_BY_NAME else None
         if size is None:
-            findings.problem(
-                "missing_object", source.topic, f"the object {key} is missing", segment.partition
-            )
+            found("missing_object", source.topic, f"the object {key} is missing", segment.partition)
         else:
-            _check_size(source, segment, size, findings)
+            _check_size(source, segment, size, found)
 
 
-def _check_size(source: SourceTopic, segment: StoredSegment, size: int, findings: Findings) -> None:
+def _check_size(
+    source: SourceTopic,
+    segment: StoredSegment,
+    size: int,
+    found: Callable[[str, str | None, str, int | None], None],
+) -> None:
     if size != segment.entry.stored_size:
-        findings.problem(
+        found(
             "damaged_object",
             source.topic,
             f"the object {segment.key} has {size} bytes instead of {segment.entry.stored_size}",

@@ -309,7 +309,9 @@ def test_limits_are_not_part_of_the_request(config: Path, monkeypatch: pytest.Mo
     seen: list[object] = []
     plan = SimpleNamespace(problems=())
     engine = ScriptedEngine().install(monkeypatch)
-    monkeypatch.setattr(engine, "plan_restore", lambda request: seen.append(request) or plan, raising=False)
+    monkeypatch.setattr(
+        engine, "plan_restore", lambda request, **_: seen.append(request) or plan, raising=False
+    )
 
     def restore(_plan: object, *, limits: object, **_: object) -> None:
         seen.append(limits)
@@ -493,7 +495,7 @@ def test_a_restore_asks_for_what_was_typed(config: Path, monkeypatch: pytest.Mon
     """
     seen: list[RestoreRequest] = []
 
-    def plan_restore(request: RestoreRequest) -> None:
+    def plan_restore(request: RestoreRequest, **_: object) -> None:
         seen.append(request)
         raise RefusedError("x")
 

@@ -198,6 +198,7 @@ def test_a_run_that_begins_while_it_is_abandoned_does_not_begin() -> None:
         retry_seconds=1,
         threads=1,
         limits=RestoreLimits(),
+        skip_damaged=False,
         stop=StopToken(),
         on_progress=None,
     )

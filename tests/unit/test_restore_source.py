@@ -252,7 +252,7 @@ def test_objects_are_looked_up_by_listing() -> None:
         segments = [
             s for p in wanted for s in source_segments(log, head=0, partition=p, start=0, from_ms=None)
         ]
-        check_objects(source, segments, counting, findings)
+        check_objects(source, segments, counting, findings.problem)
         return counting.asked, findings
 
     folder = f"topics/{TOPIC}/{log.topic_id}/"

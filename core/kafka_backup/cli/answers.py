@@ -45,6 +45,7 @@ from kafka_backup.repository.documents import (
     PartitionRange,
     Window,
 )
+from kafka_backup.repository.layout import report_page_key
 from kafka_backup.repository.restore_documents import (
     PlannedMove,
     PlannedTopic,
@@ -408,6 +409,8 @@ def restored(report: RestoreReport) -> Document:
             for position in (report.groups.positions if report.groups is not None else ())
         ],
         "problems": [],
+        "command": report.command,
+        "page": report_page_key(report.restore_id, report.attempt),
         "seconds": round(report.seconds, 3),
     }
 
@@ -425,12 +428,38 @@ def _restored_topic(topic: RestoredTopic) -> Document:
     }
 
 
-def offsets(request: Mapping[str, Any], offset_map: OffsetMap, source_offsets: Sequence[int]) -> Document:
-    """Return the answer to ``offset-map``; `exact` says whether that very record was restored."""
+def missing(report: RestoreReport) -> list[str]:
+    """Return a sentence for each span of source offsets that a restore left out."""
+    return [
+        f"{topic.target} [{part.partition}] lacks source offsets [{span.start}, {span.end}), up to {span.records} records: "
+        f"{span.damage}"
+        for topic in report.topics
+        for part in topic.partitions
+        for span in part.missing
+    ]
+
+
+def offsets(
+    request: Mapping[str, Any], offset_map: OffsetMap, asked: Sequence[int], *, to_source: bool
+) -> Document:
+    """Return the answer to ``offset-map``.
+
+    `exact` says whether that very record was restored, `missing` whether it was left out as damaged.
+    Asked for the source of a target offset without a record, `source` is null.
+    """
     found = []
-    for source in source_offsets:
-        target = offset_map.to_target(source)
-        found.append({"source": source, "target": target, "exact": offset_map.to_source(target) == source})
+    for offset in asked:
+        source = offset_map.to_source(offset) if to_source else offset
+        target = offset if to_source else offset_map.to_target(offset)
+        exact = source is not None and offset_map.to_source(target) == source
+        found.append(
+            {
+                "source": source,
+                "target": target,
+                "exact": exact,
+                "missing": source is not None and offset_map.is_missing(source),
+            }
+        )
     return {"status": "ok", **request, "offsets": found}
 
 

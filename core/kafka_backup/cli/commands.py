@@ -249,6 +249,9 @@ def _verify_restore(session: Session, restore_id: str) -> int:
         session.answer(document, *tables.verification(document))
         session.complain(str(error))
         return EXIT_DAMAGED
-    document = {**answers.restored(report), "status": "ok"}
+    is_whole = report.status == "verified"
+    document = {**answers.restored(report), "status": "ok" if is_whole else report.status}
     session.answer(document, tables.restoration(document))
-    return EXIT_OK
+    for line in answers.missing(report):
+        session.complain(line)
+    return EXIT_OK if is_whole else EXIT_DAMAGED

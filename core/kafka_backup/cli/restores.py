@@ -12,13 +12,18 @@ from kafka_backup.cli import answers, tables
 from kafka_backup.cli.answers import Document
 from kafka_backup.cli.commands import main
 from kafka_backup.cli.options import GROUP_FILTER, OFFSET, PARTITION, TIME, Parsed, as_json, topics_option
-from kafka_backup.cli.session import EXIT_OK, Session
+from kafka_backup.cli.session import EXIT_DAMAGED, EXIT_OK, Session
 from kafka_backup.cli.tables import ProgressBars
 from kafka_backup.config import parse_size
 from kafka_backup.engine import Engine
 from kafka_backup.errors import ConfigurationError
 from kafka_backup.progress import StopToken
-from kafka_backup.repository.restore_documents import RenameRule, RestorePlan, RestoreRequest
+from kafka_backup.repository.restore_documents import (
+    RenameRule,
+    RestorePlan,
+    RestoreReport,
+    RestoreRequest,
+)
 from kafka_backup.restore_context import RestoreLimits
 from kafka_backup.restore_findings import refusal
 
@@ -106,6 +111,11 @@ RATE = Parsed("size", _rate)
     help="Copies of the topics that are created; by default as many as the source had.",
 )
 @click.option(
+    "--skip-damaged",
+    is_flag=True,
+    help="Leave damaged segments out, say which source offsets are missing, and end with 4.",
+)
+@click.option(
     "--max-bytes-per-second",
     type=RATE,
     metavar="N",
@@ -154,29 +164,34 @@ def restore(
         max_bytes_per_second=options.pop("max_bytes_per_second"),
         max_records_per_second=options.pop("max_records_per_second"),
     )
+    skip_damaged = options.pop("skip_damaged")
+    if skip_damaged and options["replace"]:
+        raise click.UsageError("--skip-damaged does not go with --replace")
     try:
         request = RestoreRequest(**options)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         problem = first["msg"].removeprefix("Value error, ")
         raise ConfigurationError(f"{'.'.join(map(str, first['loc']))}: {problem}") from error
-    return _restore(session, request, limits, execute=execute)
+    return _restore(session, request, limits, skip_damaged=skip_damaged, execute=execute)
 
 
-def _restore(session: Session, request: RestoreRequest, limits: RestoreLimits, *, execute: bool) -> int:
-    def work(engine: Engine, stop: StopToken) -> tuple[RestorePlan, Document | None]:
-        plan = engine.plan_restore(request)
+def _restore(
+    session: Session, request: RestoreRequest, limits: RestoreLimits, *, skip_damaged: bool, execute: bool
+) -> int:
+    def work(engine: Engine, stop: StopToken) -> tuple[RestorePlan, RestoreReport | None]:
+        plan = engine.plan_restore(request, skip_damaged=skip_damaged)
         session.document = answers.planned(plan)
         if plan.problems or not execute:
             return plan, None
         with ProgressBars(visible=session.shows_progress) as bars:
-            report = engine.restore(plan, limits=limits, stop=stop, on_progress=bars.restore)
-            return plan, answers.restored(report)
+            return plan, engine.restore(
+                plan, limits=limits, skip_damaged=skip_damaged, stop=stop, on_progress=bars.restore
+            )
 
-    plan, done = session.run(work)
-    if done is not None:
-        session.answer(done, lambda: tables.restoration(done), *tables.restored_groups(done))
-        return EXIT_OK
+    plan, report = session.run(work)
+    if report is not None:
+        return restored(session, report, answers.restored(report))
     document = answers.planned(plan)
     bounded = request.from_ms is not None or request.until_ms is not None
     session.answer(document, *tables.plan(document, bounded=bounded))
@@ -185,6 +200,14 @@ def _restore(session: Session, request: RestoreRequest, limits: RestoreLimits, *
         return EXIT_OK
     session.complain(str(refused))
     return refused.exit_code
+
+
+def restored(session: Session, report: RestoreReport, document: Document) -> int:
+    """Show what a restore did; what is missing is said in so many words, and is never exit code 0."""
+    session.answer(document, lambda: tables.restoration(document), *tables.restored_groups(document))
+    for line in answers.missing(report):
+        session.complain(line)
+    return EXIT_OK if report.status == "verified" else EXIT_DAMAGED
 
 
 def _release_retention(session: Session, restore_id: str) -> int:
@@ -211,18 +234,24 @@ def _abandon(session: Session, restore_id: str) -> int:
 
 @main.command("offset-map")
 @click.option("--restore", "restore_id", required=True, metavar="ID", help="A finished restore.")
-@click.option("--topic", required=True, metavar="T", help="The source topic.")
+@click.option("--topic", required=True, metavar="T", help="The source topic, or the restored one.")
 @click.option("--partition", required=True, type=PARTITION, metavar="N", help="The partition.")
-@click.argument("source_offsets", nargs=-1, required=True, type=OFFSET, metavar="OFFSET...")
+@click.option("--to-source", is_flag=True, help="The offsets are of the restored topic: where are they from?")
+@click.argument("offsets", nargs=-1, required=True, type=OFFSET, metavar="OFFSET...")
 @as_json
 @click.pass_obj
 def offset_map(
-    session: Session, restore_id: str, topic: str, partition: int, source_offsets: tuple[int, ...]
+    session: Session,
+    restore_id: str,
+    topic: str,
+    partition: int,
+    to_source: bool,
+    offsets: tuple[int, ...],
 ) -> int:
-    """Look up source offsets in a restore."""
+    """Look up where source offsets went in a restore, or where restored ones are from."""
     request: Document = {"restore_id": restore_id, "topic": topic, "partition": partition}
     session.document = {**request, "offsets": []}
     found = session.run(lambda engine, _stop: engine.offset_map(restore_id, topic, partition))
-    document = answers.offsets(request, found, source_offsets)
+    document = answers.offsets(request, found, offsets, to_source=to_source)
     session.answer(document, tables.offsets(document))
     return EXIT_OK

@@ -345,6 +345,8 @@ def restoration(document: Document) -> Table:
                 "yes" if part["verified"] else "no",
                 "held" if topic["retention_held"] else "applied",
             )
+    table.caption = f"more of it in the repository: {document['page']}"
+    table.caption_justify = "left"
     return table
 
 
@@ -399,11 +401,16 @@ def offsets(document: Document) -> Table:
         *("#source", "#target", "record"),
     )
     for entry in document["offsets"]:
-        table.add_row(
-            str(entry["source"]),
-            str(entry["target"]),
-            "this one" if entry["exact"] else "the next restored one, or the end",
-        )
+        if entry["exact"]:
+            record = "this one"
+        elif entry["source"] is None:
+            record = "none at this offset"
+        else:
+            record = "the next restored one, or the end" + (
+                "; this one is missing: damaged" if entry["missing"] else ""
+            )
+        source = "" if entry["source"] is None else str(entry["source"])
+        table.add_row(source, str(entry["target"]), record)
     return table
 
 

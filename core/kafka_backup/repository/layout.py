@@ -272,6 +272,17 @@ def attempt_key(restore_id: str, attempt: int) -> str:
     return f"{attempts_folder(restore_id)}{_digits(attempt)}.json"
 
 
+def skipped_folder(restore_id: str) -> str:
+    """Folder of the segments that a restore leaves out."""
+    return f"{restore_folder(restore_id)}skipped/"
+
+
+def skipped_key(restore_id: str, topic: str, partition: int, commit: int, index: int) -> str:
+    """Key of the decision to leave out segment ``k`` = `index` of commit `commit`."""
+    folder = f"{skipped_folder(restore_id)}{_topic_name(topic)}/{_natural(partition)}/"
+    return f"{folder}{_digits(commit)}-{_natural(index)}.json"
+
+
 def restore_verification_key(restore_id: str) -> str:
     """Key of the proof that all targets of a restore were compared."""
     return f"{restore_folder(restore_id)}verified.json"
@@ -285,6 +296,11 @@ def reports_folder(restore_id: str) -> str:
 def report_key(restore_id: str, attempt: int) -> str:
     """Key of the report of attempt number `attempt`."""
     return f"{reports_folder(restore_id)}{_digits(attempt)}.json"
+
+
+def report_page_key(restore_id: str, attempt: int) -> str:
+    """Key of the page, for people, of the report of attempt number `attempt`."""
+    return f"{reports_folder(restore_id)}{_digits(attempt)}.md"
 
 
 def offset_map_key(restore_id: str, topic: str, partition: int) -> str:

@@ -11,6 +11,7 @@ from kafka_backup.repository.documents import (
     Document,
     Identifier,
     Milliseconds,
+    OffsetSpan,
     Part,
     Sha256,
     TopicId,
@@ -248,6 +249,43 @@ class RestoreAttempt(Document):
     targets: tuple[AttemptTarget, ...]
 
 
+class SkippedSegment(Document):
+    """``restores/<id>/skipped/<topic>/<partition>/<commit>-<k>.json``: a damaged segment that is left out.
+
+    Stored before anything beyond it is written; it holds for every later run of the restore.
+
+    Attributes:
+        commit: number of the commit that names the segment, `index` the counter ``k`` in its key.
+        start: source offsets ``[start, end)`` are missing in the target.
+        records: in them at most; time bounds would have left out some.
+        segment: its key, for people.
+        damage: what is wrong with it.
+    """
+
+    kind: ClassVar[str] = "skipped segment"
+
+    restore_id: Identifier
+    source: TopicName
+    partition: Count
+    commit: Count
+    index: Count
+    start: Count
+    end: Count
+    records: Count
+    segment: str
+    damage: str
+
+
+class MissingSpan(Part):
+    """Source offsets ``[start, end)`` that are not in the target, because their segment is damaged."""
+
+    start: Count
+    end: Count
+    records: Count
+    segment: str
+    damage: str
+
+
 class RestoredPartition(Part):
     """What was done for one partition: target offsets ``[target_start, target_end)``.
 
@@ -258,6 +296,7 @@ class RestoredPartition(Part):
             (int16), base and max timestamp (int64), number of records (int32), all big-endian, and the
             CRC-32C of its records as they stand, compressed or not (uint32).
         produce_seconds: of the attempt that verified it; `verify_seconds` as well.
+        missing: what was left out because it is damaged.
     """
 
     partition: Count
@@ -275,6 +314,7 @@ class RestoredPartition(Part):
     produce_seconds: float = Field(ge=0)
     verify_seconds: float = Field(ge=0)
     verified: bool
+    missing: tuple[MissingSpan, ...] = ()
 
 
 class VerifiedTopic(Part):
@@ -356,13 +396,20 @@ class RestoredGroups(Part):
 
 
 class RestoreReport(Document):
-    """``restores/<id>/reports/<attempt>.json``: proof of what a restore did."""
+    """``restores/<id>/reports/<attempt>.json``: proof of what a restore did.
+
+    The status is ``incomplete`` where damaged segments were left out: all the rest is verified.
+
+    Attributes:
+        command: asks for the same again.
+        page_sha256: of ``reports/<attempt>.md``, the same for people.
+    """
 
     kind: ClassVar[str] = "restore report"
 
     restore_id: Identifier
     attempt: Count
-    status: Literal["verified"]
+    status: Literal["verified", "incomplete"]
     started_at: Milliseconds
     verified_at: Milliseconds
     ended_at: Milliseconds
@@ -370,6 +417,8 @@ class RestoreReport(Document):
     topics: tuple[RestoredTopic, ...]
     groups: RestoredGroups | None = None
     seconds: float = Field(ge=0)
+    command: str = ""
+    page_sha256: Sha256 | None = None
 
 
 class OffsetMapDocument(Document):
@@ -377,7 +426,7 @@ class OffsetMapDocument(Document):
 
     Run i maps source offsets ``[source[i], source[i] + length[i])`` to target offsets from
     ``target[i]``; runs are in order and do not overlap. `source_end` and `target_end` are the
-    exclusive ends of both sides.
+    exclusive ends of both sides. `missing` are source offsets that were left out because they are damaged.
     """
 
     kind: ClassVar[str] = "offset map"
@@ -391,3 +440,4 @@ class OffsetMapDocument(Document):
     source_runs: tuple[Count, ...]
     target_runs: tuple[Count, ...]
     lengths: tuple[Count, ...]
+    missing: tuple[OffsetSpan, ...] = ()

@@ -12,20 +12,26 @@ from typing import TypeVar
 
 from kafka_backup.errors import DamagedError
 from kafka_backup.repository import layout
+from kafka_backup.repository.documents import sha256_of
 from kafka_backup.repository.restore_documents import (
     OffsetMapDocument,
     RestoreAttempt,
     RestorePlan,
     RestoreReport,
     RestoreVerification,
+    SkippedSegment,
 )
 from kafka_backup.repository.store import Store, put_once, read_document
 
-RestoreDocument = RestorePlan | RestoreAttempt | RestoreVerification | RestoreReport | OffsetMapDocument
+RestoreDocument = (
+    RestorePlan | RestoreAttempt | SkippedSegment | RestoreVerification | RestoreReport | OffsetMapDocument
+)
 _D = TypeVar("_D", bound=RestoreDocument)
+_PAGE = ".md"
 _KINDS: Mapping[str, type[RestoreDocument]] = {
     "plans": RestorePlan,
     "attempts": RestoreAttempt,
+    "skipped": SkippedSegment,
     "verified.json": RestoreVerification,
     "reports": RestoreReport,
     "offset-map": OffsetMapDocument,
@@ -77,6 +83,19 @@ class RestoreFolder:
         """
         put_once(self._store, key_of(attempt), attempt.to_bytes())
 
+    def skipped(self) -> Sequence[SkippedSegment]:
+        """Return the damaged segments that the restore leaves out."""
+        keys = [info.key for info in self._store.list(layout.skipped_folder(self.restore_id))]
+        return [skip for key in keys if (skip := self._read(key, SkippedSegment))]
+
+    def put_skipped(self, skip: SkippedSegment) -> None:
+        """Store the decision to leave a segment out.
+
+        Raises:
+            WriterConflictError: it was stored before, in other words.
+        """
+        put_once(self._store, key_of(skip), skip.to_bytes())
+
     def verification(self) -> RestoreVerification | None:
         """Return the proof that all targets were compared; None before that. Asked by name, never stale."""
         return self._read(layout.restore_verification_key(self.restore_id), RestoreVerification)
@@ -100,6 +119,29 @@ class RestoreFolder:
             WriterConflictError: the attempt has another report.
         """
         put_once(self._store, key_of(report), report.to_bytes())
+
+    def put_page(self, attempt: int, page: bytes) -> None:
+        """Store the page of a report, before the report that names its SHA-256.
+
+        Raises:
+            WriterConflictError: the attempt has another page.
+        """
+        put_once(self._store, layout.report_page_key(self.restore_id, attempt), page)
+
+    def page(self, report: RestoreReport) -> str:
+        """Return the page of a report.
+
+        Raises:
+            DamagedError: it is missing, or not the one that the report names.
+        """
+        key = layout.report_page_key(self.restore_id, report.attempt)
+        data = self._store.get(key)
+        if sha256_of(data) != report.page_sha256:
+            raise DamagedError(
+                f"{self._store.url}/{key} is not the page of its report; put the right one back from a copy of the "
+                "repository"
+            )
+        return data.decode()
 
     def offset_map(self, topic: str, partition: int) -> OffsetMapDocument | None:
         """Return the offset map of one source partition, None if there is none."""
@@ -133,6 +175,11 @@ def read_restore_document(store: Store, key: str) -> RestoreDocument | None:
     Raises:
         DamagedError: it is unreadable, belongs to another key, or nothing of a restore has such a key.
     """
+    if key.endswith(_PAGE):
+        report = _read(store, key.removesuffix(_PAGE) + ".json", RestoreReport)
+        if report is not None:  # a run that died between the two has a page alone
+            RestoreFolder(store, report.restore_id).page(report)
+        return report
     kind = _KINDS.get(key.removeprefix(layout.RESTORES).partition("/")[2].partition("/")[0])
     if kind is None:
         raise DamagedError(f"{store.url}/{key} is nothing that a restore stores; remove it")
@@ -155,6 +202,10 @@ def key_of(document: RestoreDocument) -> str:
             return layout.restore_plan_key(document.request.restore_id, document.number)
         case RestoreAttempt():
             return layout.attempt_key(document.restore_id, document.attempt)
+        case SkippedSegment():
+            return layout.skipped_key(
+                document.restore_id, document.source, document.partition, document.commit, document.index
+            )
         case RestoreVerification():
             return layout.restore_verification_key(document.restore_id)
         case RestoreReport():
