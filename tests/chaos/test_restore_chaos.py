@@ -39,6 +39,8 @@ MONTH = 30 * 86_400_000
 COUNT = 4000
 RATE = 1_500_000
 """Bytes per second: slow enough that a fault finds the restore in the middle."""
+SLOW = RATE // 4
+"""For runs that are stopped: however late the fault comes, they are not done."""
 PRODUCER = {"batch.size": 20_000, "linger.ms": 50}
 CLIENT = {"properties": {"socket.timeout.ms": 5000}, "retry_seconds": 90}
 
@@ -231,9 +233,9 @@ def test_a_lagging_follower_when_the_restore_is_killed(
     shell = _shell(kafka3, origin, tmp_path)
     restore_id = f"lag-{secrets.token_hex(3)}"
     target = f"{restore_id}-{origin.topic}"
-    command = _command(restore_id, origin, rate=RATE)
+    command = _command(restore_id, origin, rate=SLOW)
     with shell.start(*command) as process:
-        wait_for(lambda: _written(kafka3, target) > COUNT or process.poll() is not None, 60)
+        wait_for(lambda: _written(kafka3, target) > COUNT // 4 or process.poll() is not None, 60)
         follower = next(each for each in kafka3.ids if each != kafka3.leader_of(target, 0))
         kafka3.pause(follower)
         try:
@@ -265,7 +267,7 @@ def _command(restore_id: str, origin: Origin, *, rate: int | None = None) -> lis
 
 
 def test_killed_at_random_moments_and_run_again(kafka3: KafkaCluster, origin: Origin, tmp_path: Path) -> None:
-    """Tests SIGKILL at three random moments, each followed by the same command, and an undisturbed one at last.
+    """Tests SIGKILL at two random moments, each followed by the same command, and an undisturbed one at last.
 
     It matters because kill -9, an evicted container and a power cut all look like this.
     Whatever the process knew is gone; what it had sent may still arrive.
@@ -273,14 +275,14 @@ def test_killed_at_random_moments_and_run_again(kafka3: KafkaCluster, origin: Or
     shell = _shell(kafka3, origin, tmp_path)
     restore_id = f"kill-{secrets.token_hex(3)}"
     target = f"{restore_id}-{origin.topic}"
-    for _ in range(3):
-        goal = _written(kafka3, target) + random.randint(1, COUNT)
-        with shell.start(*_command(restore_id, origin, rate=2 * RATE)) as process:
+    for _ in range(2):
+        goal = _written(kafka3, target) + random.randint(1, COUNT // 2)
+        with shell.start(*_command(restore_id, origin, rate=RATE // 2)) as process:
             wait_for(lambda g=goal: _written(kafka3, target) >= g or process.poll() is not None, 90)
             process.kill()
             process.communicate(timeout=30)
     done = shell.json(*_command(restore_id, origin), spawn=True)
-    assert (done["status"], done["attempt"]) == ("verified", 4)
+    assert (done["status"], done["attempt"]) == ("verified", 3)
     assert read_topic(kafka3.bootstrap_servers, target) == origin.expected
 
 
@@ -293,10 +295,10 @@ def test_sigterm_stops_a_restore_with_130(kafka3: KafkaCluster, origin: Origin, 
     shell = _shell(kafka3, origin, tmp_path)
     restore_id = f"term-{secrets.token_hex(3)}"
     target = f"{restore_id}-{origin.topic}"
-    with shell.start(*_command(restore_id, origin, rate=RATE), "--json") as process:
-        wait_for(lambda: _written(kafka3, target) > COUNT // 2 or process.poll() is not None, 60)
+    with shell.start(*_command(restore_id, origin, rate=SLOW), "--json") as process:
+        wait_for(lambda: _written(kafka3, target) > COUNT // 4 or process.poll() is not None, 60)
         process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert '"interrupted"' in out
     assert "Traceback" not in err
@@ -355,8 +357,8 @@ def test_a_second_writer_trips_the_wire(kafka3: KafkaCluster, origin: Origin) ->
     It matters because an application that is still running writes into the topic that is being restored.
     All offsets behind the record are off by one, and so is every position that is translated.
     """
-    running = Running(kafka3, origin).start()
-    running.wait_written(COUNT)
+    running = Running(kafka3, origin).start(rate=SLOW)
+    running.wait_written(COUNT // 4)
     produce(kafka3.bootstrap_servers, running.target, [NewRecord(b"foreign")], partition=2)
     with pytest.raises(RefusedError, match=rf"somebody else writes into the topic.*delete {running.target}"):
         running.done.result(60)
@@ -381,8 +383,8 @@ def test_a_frozen_run_that_wakes_up_stops(
     """
     shell = _shell(kafka3, origin, tmp_path)
     running = Running(kafka3, origin)
-    with shell.start(*_command(running.restore_id, origin, rate=RATE), "--json") as older:
-        wait_for(lambda: _written(kafka3, running.target) > COUNT // 2 or older.poll() is not None, 60)
+    with shell.start(*_command(running.restore_id, origin, rate=SLOW), "--json") as older:
+        wait_for(lambda: _written(kafka3, running.target) > COUNT // 4 or older.poll() is not None, 60)
         older.send_signal(signal.SIGSTOP)
         try:
             running.start(rate=RATE)
@@ -409,8 +411,8 @@ def test_two_runs_at_once_end_with_one_winner(kafka3: KafkaCluster, origin: Orig
     It matters because a scheduler starts a run again that it believes lost.
     Two writers that both go on would each trip the other's wire, and the topic would be lost.
     """
-    older = Running(kafka3, origin).start()
-    older.wait_written(COUNT // 2)
+    older = Running(kafka3, origin).start(rate=SLOW)
+    older.wait_written(COUNT // 4)
     newer = Running(kafka3, origin, restore_id=older.restore_id).start(rate=None)
     with pytest.raises(WriterConflictError, match="a newer attempt took over"):
         older.done.result(60)
