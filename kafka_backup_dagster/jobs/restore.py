@@ -202,10 +202,23 @@ def _restore(
 
 def _execute(context: dg.OpExecutionContext, engine: "Engine", plan: "RestorePlan") -> "RestoreReport":
     progress = RestoreProgressLog(context.log)
-    return run_interruptibly(
-        lambda stop: engine.restore(plan, stop=stop, on_progress=progress.note),
-        on_slice=progress.log_when_due,
+    return whole(
+        run_interruptibly(
+            lambda stop: engine.restore(plan, stop=stop, on_progress=progress.note),
+            on_slice=progress.log_when_due,
+        )
     )
+
+
+def whole(report: "RestoreReport") -> "RestoreReport":
+    """Return a report, unless damaged data was left out: then the run fails, and says what is missing."""
+    if missing := report.missing():
+        raise dg.Failure(
+            description=f"restore {report.restore_id} is {report.status}:\n" + "\n".join(missing),
+            metadata=report_metadata(report),
+            allow_retries=False,
+        )
+    return report
 
 
 def _refuse_problems(plan: "RestorePlan") -> None:

@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field, model_validator
 from kafka_backup_dagster.errors import as_failure
 from kafka_backup_dagster.interrupts import run_interruptibly
 from kafka_backup_dagster.jobs.forms import build_form_job, refuse_bad_form
+from kafka_backup_dagster.jobs.restore import whole
 from kafka_backup_dagster.metadata import MAX_ROWS, Metadata, red_lines, report_metadata
 from kafka_backup_dagster.resources.resource import KafkaBackupResource
 
@@ -75,7 +76,7 @@ def _verify(config: VerifyConfig, resource: KafkaBackupResource) -> Metadata:
     with as_failure(), resource.engine() as engine:
         if (restore_id := config.restore_id) is not None:
             return report_metadata(
-                run_interruptibly(lambda stop: engine.verify_restore(restore_id, stop=stop))
+                whole(run_interruptibly(lambda stop: engine.verify_restore(restore_id, stop=stop)))
             )
         report = run_interruptibly(
             lambda stop: engine.verify(config.topics or None, level=config.level, stop=stop)

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import dagster
 import pytest
 from click.testing import CliRunner
 from hypothesis import given
@@ -31,6 +32,7 @@ from kafka_backup.repository.restore_documents import (
 from kafka_backup.repository.restore_folder import read_restore_document
 from kafka_backup.restore_context import RestoreLimits
 from kafka_backup.restore_page import command_of, page_of
+from kafka_backup_dagster.jobs.restore import whole
 from tests.unit.repositories import CLUSTER, TOPIC_ID, memory_store, replace_object
 
 identifiers = st.from_regex(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,20}", fullmatch=True)
@@ -210,6 +212,11 @@ def test_a_page_begins_with_what_is_missing() -> None:
     assert page.startswith("# Restore r: incomplete\n\n**Damaged segments were left out")
     assert "partition 0: source offsets [100, 250), up to 150 records" in page
     assert "it was flipped" in page
+    with pytest.raises(
+        dagster.Failure, match=r"incomplete:\nrestored-orders \[0\] lacks source offsets \[100, 250\)"
+    ):
+        whole(report)
+    assert whole(_report()).status == "verified"
 
 
 def test_a_page_is_proved_by_its_report() -> None:

@@ -428,17 +428,6 @@ def _restored_topic(topic: RestoredTopic) -> Document:
     }
 
 
-def missing(report: RestoreReport) -> list[str]:
-    """Return a sentence for each span of source offsets that a restore left out."""
-    return [
-        f"{topic.target} [{part.partition}] lacks source offsets [{span.start}, {span.end}), up to {span.records} records: "
-        f"{span.damage}"
-        for topic in report.topics
-        for part in topic.partitions
-        for span in part.missing
-    ]
-
-
 def offsets(
     request: Mapping[str, Any], offset_map: OffsetMap, asked: Sequence[int], *, to_source: bool
 ) -> Document:

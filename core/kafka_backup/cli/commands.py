@@ -252,6 +252,6 @@ def _verify_restore(session: Session, restore_id: str) -> int:
     is_whole = report.status == "verified"
     document = {**answers.restored(report), "status": "ok" if is_whole else report.status}
     session.answer(document, tables.restoration(document))
-    for line in answers.missing(report):
+    for line in report.missing():
         session.complain(line)
     return EXIT_OK if is_whole else EXIT_DAMAGED

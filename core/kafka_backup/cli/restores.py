@@ -205,7 +205,7 @@ def _restore(
 def restored(session: Session, report: RestoreReport, document: Document) -> int:
     """Show what a restore did; what is missing is said in so many words, and is never exit code 0."""
     session.answer(document, lambda: tables.restoration(document), *tables.restored_groups(document))
-    for line in answers.missing(report):
+    for line in report.missing():
         session.complain(line)
     return EXIT_OK if report.status == "verified" else EXIT_DAMAGED
 

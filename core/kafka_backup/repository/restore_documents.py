@@ -420,6 +420,16 @@ class RestoreReport(Document):
     command: str = ""
     page_sha256: Sha256 | None = None
 
+    def missing(self) -> list[str]:
+        """Return a sentence for each span of source offsets that was left out because it is damaged."""
+        return [
+            f"{topic.target} [{part.partition}] lacks source offsets [{span.start}, {span.end}), up to {span.records} records: "
+            f"{span.damage}"
+            for topic in self.topics
+            for part in topic.partitions
+            for span in part.missing
+        ]
+
 
 class OffsetMapDocument(Document):
     """``offset-map/<topic>/<partition>.json``: source offsets to target offsets, as runs.
