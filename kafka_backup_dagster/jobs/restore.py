@@ -33,7 +33,7 @@ from kafka_backup_dagster.metadata import (
 from kafka_backup_dagster.resources.resource import KafkaBackupResource
 
 if TYPE_CHECKING:
-    from kafka_backup import Engine, RestorePlan, RestoreReport, RestoreRequest
+    from kafka_backup import Engine, RestoreLimits, RestorePlan, RestoreReport, RestoreRequest
 
 
 class RestoreConfig(dg.Config):
@@ -101,6 +101,25 @@ class RestoreConfig(dg.Config):
         default=False,
         description="Give each record the header x-original-timestamp; the records are other ones then.",
     )
+    replace: bool = Field(
+        default=False,
+        description=(
+            "In place: a target that holds records is captured to its end, deleted, and made anew. "
+            "Nothing may write into it meanwhile."
+        ),
+    )
+    skip_damaged: bool = Field(
+        default=False,
+        description=(
+            "Leave damaged segments out. The run fails all the same, and says which source offsets are missing."
+        ),
+    )
+    max_bytes_per_second: int | None = Field(
+        default=None, ge=1, description="Write no faster than this, all partitions together, nor read back."
+    )
+    max_records_per_second: int | None = Field(
+        default=None, ge=1, description="Write no faster than this, all partitions together."
+    )
 
     @model_validator(mode="after")
     def _can_be_asked(self) -> "RestoreConfig":
@@ -122,6 +141,8 @@ class RestoreConfig(dg.Config):
             GroupSelection.parse(self.groups)
         if self.rename_groups and not self.groups:
             raise ValueError("rename_groups: there are no groups to rename; name them in groups")
+        if self.skip_damaged and self.replace:
+            raise ValueError("skip_damaged does not go with replace")
         if any(partition < 0 for partition in self.partitions):
             raise ValueError(f"partitions: {self.partitions} has a negative number")
         from_ms, until_ms = (
@@ -146,7 +167,17 @@ class RestoreConfig(dg.Config):
                 replication_factor=self.replication_factor,
                 original_offset_header=self.original_offset_header,
                 original_timestamp_header=self.original_timestamp_header,
+                replace=self.replace,
             )
+
+    def limits(self) -> "RestoreLimits":
+        """Return how fast the engine may go."""
+        from kafka_backup.restore_context import RestoreLimits
+
+        return RestoreLimits(
+            max_bytes_per_second=self.max_bytes_per_second,
+            max_records_per_second=self.max_records_per_second,
+        )
 
 
 def build_restore_job(
@@ -184,13 +215,15 @@ def _restore(
     context: dg.OpExecutionContext, config: RestoreConfig, resource: KafkaBackupResource, cluster_name: str
 ) -> Iterator[dg.AssetMaterialization | dg.Output[None]]:
     with as_failure(), resource.engine() as engine:
-        plan = run_interruptibly(lambda _: engine.plan_restore(config.request()))
+        plan = run_interruptibly(
+            lambda _: engine.plan_restore(config.request(), skip_damaged=config.skip_damaged)
+        )
         context.log.info(_plan_lines(plan))
         _refuse_problems(plan)
         if config.mode == "dry_run":
             yield dg.Output(None, metadata=DRY_RUN | plan_metadata(plan) | _planned_moves(plan))
             return
-        report = _execute(context, engine, plan)
+        report = _execute(context, config, engine, plan)
     for topic in report.topics:
         yield dg.AssetMaterialization(
             asset_key=restored_topic_key(cluster_name, topic.source),
@@ -200,11 +233,19 @@ def _restore(
     yield dg.Output(None, metadata=report_metadata(report) | _moves(report))
 
 
-def _execute(context: dg.OpExecutionContext, engine: "Engine", plan: "RestorePlan") -> "RestoreReport":
+def _execute(
+    context: dg.OpExecutionContext, config: RestoreConfig, engine: "Engine", plan: "RestorePlan"
+) -> "RestoreReport":
     progress = RestoreProgressLog(context.log)
     return whole(
         run_interruptibly(
-            lambda stop: engine.restore(plan, stop=stop, on_progress=progress.note),
+            lambda stop: engine.restore(
+                plan,
+                limits=config.limits(),
+                skip_damaged=config.skip_damaged,
+                stop=stop,
+                on_progress=progress.note,
+            ),
             on_slice=progress.log_when_due,
         )
     )

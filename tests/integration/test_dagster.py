@@ -17,6 +17,7 @@ from kafka_backup_dagster import (
     build_kafka_backup_assets,
     kafka_backup_assets,
 )
+from tests.support.damage import damage
 from tests.support.engine import engine_config
 from tests.support.groups import commit, positions
 from tests.support.kafka_cluster import KafkaCluster
@@ -398,6 +399,62 @@ def test_restore_goes_on_when_it_is_executed_again(kafka: KafkaCluster, tmp_path
     assert ends(kafka.bootstrap_servers, f"{topic}-copy")[0] == (0, 50)
     other = dagster.restore(**form | {"prefix": "x"})
     assert "another request" in failure(other)
+
+
+def test_a_topic_is_restored_in_its_place(kafka: KafkaCluster, tmp_path: Path) -> None:
+    """Tests a topic put back to a moment, in its place and no faster than told, by the form.
+
+    That is what a bad release asks for: the same topic, without what came after.
+    Could go wrong: a field of the form never reaches the engine, and the restore is refused or runs at full speed.
+    """
+    topic = new_topic(kafka)
+    produce(kafka.bootstrap_servers, topic, records(50))
+    dagster = Dagster(kafka, tmp_path, [topic])
+    assert dagster.backup().success
+    before = read_topic(kafka.bootstrap_servers, topic)
+    produce(kafka.bootstrap_servers, topic, [NewRecord(b"bad", None, (), 1_700_000_000_050)])
+    form = {"restore_id": "place", "until_time": "1700000000049", "mode": "execute"}
+
+    assert f"{topic}" in failure(dagster.restore(**form))
+    done = dagster.restore(
+        **form
+        | {
+            "restore_id": "place-2",
+            "replace": True,
+            "max_records_per_second": 25,
+            "max_bytes_per_second": 10**9,
+        }
+    )
+    assert done.success
+    assert read_topic(kafka.bootstrap_servers, topic) == before
+    # A lower bound alone: a busy machine makes it slower, never faster.
+    assert output_metadata(done)["kafka_backup/seconds"].value >= 2
+
+
+def test_damaged_data_is_left_out_when_told_to(kafka: KafkaCluster, tmp_path: Path) -> None:
+    """Tests a damaged segment without and with skip_damaged: both runs fail, the second one with all the rest in place.
+
+    Half a topic is better than none, as long as nobody takes it for the whole.
+    Could go wrong: a green run that left records out, or a red one that does not say which.
+    """
+    topic = new_topic(kafka, 2)
+    for partition in range(2):
+        produce(kafka.bootstrap_servers, topic, records(50), partition=partition)
+    dagster = Dagster(kafka, tmp_path, [topic])
+    assert dagster.backup().success
+    (segment,) = (tmp_path / "repository" / "topics" / topic).glob("*/0/*.log*")
+    damage(segment)
+    form = {"prefix": "around-", "mode": "execute"}
+
+    assert segment.name in failure(dagster.restore(**form, restore_id="whole"))
+    found = failure(dagster.restore(**form | {"prefix": "skip-"}, restore_id="rest", skip_damaged=True))
+    assert "incomplete" in found
+    assert f"{topic} [0]" in found
+    restored = read_topic(kafka.bootstrap_servers, f"skip-{topic}")
+    assert not restored.get(0)
+    assert without_offsets({1: restored[1]}) == without_offsets(
+        {1: read_topic(kafka.bootstrap_servers, topic)[1]}
+    )
 
 
 def test_users_own_op_uses_the_engine_in_three_lines(kafka: KafkaCluster, tmp_path: Path) -> None:

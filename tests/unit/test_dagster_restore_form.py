@@ -6,6 +6,7 @@ import dagster as dg
 import pytest
 import yaml
 
+from kafka_backup import RestoreLimits
 from kafka_backup.repository.restore_documents import RenameRule
 from kafka_backup_dagster import KafkaBackupResource, RestoreConfig, restore_job
 from kafka_backup_dagster.metadata import Launchpad, restore_link
@@ -57,6 +58,15 @@ def root_message(error: BaseException) -> str:
             "rename_groups: .*no groups",
         ),
         ({"restore_id": "x", "replication_factor": 0}, "replication_factor: .*greater than or equal to 1"),
+        ({"restore_id": "x", "replace": True, "skip_damaged": True}, "skip_damaged does not go with replace"),
+        (
+            {"restore_id": "x", "max_bytes_per_second": 0},
+            "max_bytes_per_second\\s+Input should be greater than or equal to 1",
+        ),
+        (
+            {"restore_id": "x", "max_records_per_second": -1},
+            "max_records_per_second\\s+Input should be greater than or equal to 1",
+        ),
         ({"restore_id": "x", "mode": "now"}, "dry_run"),
         ({"restore_id": "x", "topic": ["orders"]}, "topic"),
         ({}, "restore_id"),
@@ -83,7 +93,7 @@ def test_form_becomes_the_engines_request() -> None:
     What the person reads in the Launchpad must be what the engine does.
     Could go wrong: a bound or a partition list is dropped, and more is restored than was asked for.
     """
-    request = RestoreConfig(
+    form = RestoreConfig(
         restore_id="r-1",
         topics=["orders", "app_*"],
         partitions=[0, 2],
@@ -97,8 +107,14 @@ def test_form_becomes_the_engines_request() -> None:
         rename_groups=[{"pattern": "app_(.*)", "replacement": r"new_\1"}],
         replication_factor=2,
         original_offset_header=True,
-    ).request()
+        replace=True,
+        max_bytes_per_second=1000,
+        max_records_per_second=10,
+    )
+    request = form.request()
 
+    assert form.limits() == RestoreLimits(max_bytes_per_second=1000, max_records_per_second=10)
+    assert request.replace
     assert request.restore_id == "r-1"
     assert request.topics == ("orders", "app_*")
     assert request.partitions == (0, 2)
@@ -135,6 +151,10 @@ def test_form_is_flat_explained_and_dry_by_default() -> None:
         "replication_factor",
         "original_offset_header",
         "original_timestamp_header",
+        "replace",
+        "skip_damaged",
+        "max_bytes_per_second",
+        "max_records_per_second",
     }
     assert all(field.description for field in fields.values())
     assert fields["mode"].default_value == "dry_run"
