@@ -6,8 +6,8 @@ MAKEFLAGS += --no-print-directory
 
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Parallel test processes, each with a broker of its own (160 MB) if it needs one.
-JOBS ?= 2
+# Parallel test processes, each with brokers of its own (up to 1 GB). They wait more than they work: two for each core.
+JOBS ?= 4
 # More arguments for pytest: make unit ARGS="-k offsets --explain"
 ARGS ?=
 PYTEST := $(BIN)/pytest $(ARGS)
