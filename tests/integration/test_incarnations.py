@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -261,9 +261,9 @@ def test_a_topic_whose_settings_cannot_be_read_fails_alone(
         _write(kafka, topic, 10)
     describe = TopicAdmin.describe_each
 
-    def late(self: TopicAdmin, topics: Sequence[str]) -> object:
+    def late(self: TopicAdmin, topics: Sequence[str], **more: Callable[[], None]) -> object:
         delete_topic(kafka, goes)
-        return describe(self, topics)
+        return describe(self, topics, **more)
 
     with open_engine(kafka, tmp_path, consumer_groups=[]) as engine:
         with monkeypatch.context() as patched:
