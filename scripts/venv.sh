@@ -44,3 +44,6 @@ fi
 echo "Installing Python packages into $venv (one to three minutes the first time)" >&2
 timeout 1500 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
   --editable '.[dev]' --constraint constraints.txt
+# Only packages come compiled; without this each start of an editable one compiles it again where
+# PYTHONDONTWRITEBYTECODE is set.
+"$venv/bin/python" -m compileall -q core kafka_backup_dagster

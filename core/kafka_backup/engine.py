@@ -1,38 +1,40 @@
-"""The engine: one cluster and one repository, and what can be done with them."""
+"""The engine: one cluster and one repository, and what can be done with them.
+
+What only one of its methods needs is loaded there: a scheduled capture does not wait for restores.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from kafka_backup import backup as _backup
-from kafka_backup import drill as _drill
-from kafka_backup import losses as _losses
-from kafka_backup import restore as _restore
-from kafka_backup import restore_plan as _restore_plan
-from kafka_backup import retention as _retention
-from kafka_backup import verify as _verify
 from kafka_backup.config import ClusterConfig, EngineConfig
 from kafka_backup.errors import DamagedError
-from kafka_backup.groups import Groups
 from kafka_backup.kafka.cluster import Cluster
 from kafka_backup.kafka.settings import ConnectionSettings
 from kafka_backup.kafka.topics import TopicAdmin
-from kafka_backup.lag import HORIZON_SECONDS, PartitionLag, partition_lags
-from kafka_backup.offset_mapping import OffsetMap
 from kafka_backup.progress import BackupEvent, CaptureFinished, RestoreProgress, StopToken, TopicFailed
-from kafka_backup.recovery_point import RecoveryPoint, captured_topics, recovery_points
 from kafka_backup.repository.commit_log import CommitLog
 from kafka_backup.repository.documents import Capture, Window
-from kafka_backup.repository.drills import DrillReport, DrillStore
 from kafka_backup.repository.repository import Repository
-from kafka_backup.repository.restore_documents import RestorePlan, RestoreReport, RestoreRequest
 from kafka_backup.repository.store import Store, open_store
-from kafka_backup.restore_context import RestoreLimits
 from kafka_backup.selection import TopicSelection
-from kafka_backup.stored_records import StoredPartition
-from kafka_backup.stored_records import stored_partition as _stored_partition
+
+if TYPE_CHECKING:
+    from kafka_backup.groups import Groups
+    from kafka_backup.lag import PartitionLag
+    from kafka_backup.losses import Loss
+    from kafka_backup.offset_mapping import OffsetMap
+    from kafka_backup.recovery_point import RecoveryPoint
+    from kafka_backup.repository.drills import DrillReport
+    from kafka_backup.repository.restore_documents import RestorePlan, RestoreReport, RestoreRequest
+    from kafka_backup.restore import Abandonment
+    from kafka_backup.restore_context import RestoreLimits
+    from kafka_backup.retention import ExpirePlan, ExpireReport, RetentionPolicy
+    from kafka_backup.stored_records import StoredPartition
+    from kafka_backup.verify import Level, VerifyReport
 
 
 class _Side:
@@ -111,6 +113,8 @@ class Engine:
     @property
     def groups(self) -> Groups:
         """Consumer groups: their positions saved, found and moved."""
+        from kafka_backup.groups import Groups
+
         return Groups(
             source=lambda: self._source.cluster,
             target=lambda: self._target.cluster,
@@ -164,7 +168,9 @@ class Engine:
             request: what is asked for.
             skip_damaged: missing and damaged objects forbid nothing; they will be left out.
         """
-        return _restore_plan.plan(
+        from kafka_backup import restore_plan
+
+        return restore_plan.plan(
             request,
             repository=self.repository(),
             cluster=self._target.cluster,
@@ -197,7 +203,10 @@ class Engine:
             DamagedError: a needed object is not what the commit says, or verification failed.
             UnreachableError: brokers or store could not be reached in time; run it again.
         """
-        return _restore.run(
+        from kafka_backup import restore
+        from kafka_backup.restore_context import RestoreLimits
+
+        return restore.run(
             plan,
             repository=self.repository(),
             cluster=self._target.cluster,
@@ -233,7 +242,7 @@ class Engine:
                     "Look at what it lacks (show, verify), then run the same restore again"
                 )
 
-    def abandon_restore(self, restore_id: str) -> _restore.Abandonment:
+    def abandon_restore(self, restore_id: str) -> Abandonment:
         """Give an unfinished restore up for good, so that expiry may remove what it needs.
 
         A run of it that is at work stops at its next segment. What it wrote stays in the target.
@@ -241,11 +250,15 @@ class Engine:
         Raises:
             ConfigurationError: there is no such restore.
         """
-        return _restore.abandon(restore_id, repository=self.repository())
+        from kafka_backup import restore
+
+        return restore.abandon(restore_id, repository=self.repository())
 
     def release_retention(self, restore_id: str) -> Sequence[str]:
         """Apply the saved retention that a restore held back; returns the target topics changed."""
-        return _restore.release_retention(
+        from kafka_backup import restore
+
+        return restore.release_retention(
             restore_id,
             repository=self.repository(),
             cluster=self._target.cluster,
@@ -254,26 +267,30 @@ class Engine:
 
     def offset_map(self, restore_id: str, source_topic: str, partition: int) -> OffsetMap:
         """The offset map of a finished restore for one source partition."""
-        return _restore.offset_map(restore_id, source_topic, partition, repository=self.repository())
+        from kafka_backup import restore
+
+        return restore.offset_map(restore_id, source_topic, partition, repository=self.repository())
 
     def verify(
         self,
         topics: Sequence[str] | None = None,
         *,
-        level: _verify.Level = "structure",
+        level: Level = "structure",
         stop: StopToken | None = None,
-    ) -> _verify.VerifyReport:
+    ) -> VerifyReport:
         """Prove that the repository is what its commits say; see `verify.verify`."""
+        from kafka_backup import verify
+
         selection = TopicSelection.parse(topics) if topics is not None else None
-        return _verify.verify(self.repository(), selection=selection, level=level, stop=stop)
+        return verify.verify(self.repository(), selection=selection, level=level, stop=stop)
 
     def plan_expire(
         self,
-        policy: _retention.RetentionPolicy,
+        policy: RetentionPolicy,
         *,
         unfinished: bool = False,
         stop: StopToken | None = None,
-    ) -> _retention.ExpirePlan:
+    ) -> ExpirePlan:
         """Say which captures a policy lets go and what can be deleted then. Changes nothing.
 
         Args:
@@ -286,24 +303,26 @@ class Engine:
         Raises:
             DamagedError: the repository must be whole before anything is deleted from it.
         """
-        return _retention.plan(self.repository(), policy, unfinished=unfinished, stop=stop or StopToken())
+        from kafka_backup import retention
 
-    def expire(
-        self, plan: _retention.ExpirePlan, *, stop: StopToken | None = None
-    ) -> _retention.ExpireReport:
+        return retention.plan(self.repository(), policy, unfinished=unfinished, stop=stop or StopToken())
+
+    def expire(self, plan: ExpirePlan, *, stop: StopToken | None = None) -> ExpireReport:
         """Carry out a plan; what changed meanwhile is looked at again. May be interrupted and repeated.
 
         Raises:
             WriterConflictError: captures took the places in a commit log again and again; run it again.
             AuthorizationError: the store denies the right to delete.
         """
-        return _retention.run(plan, repository=self.repository(), stop=stop or StopToken())
+        from kafka_backup import retention
+
+        return retention.run(plan, repository=self.repository(), stop=stop or StopToken())
 
     def drill(
         self,
         topics: Sequence[str] | None = None,
         *,
-        max_raw_bytes: int = _drill.DRILL_BYTES,
+        max_raw_bytes: int | None = None,
         stop: StopToken | None = None,
         on_progress: Callable[[RestoreProgress], None] | None = None,
     ) -> DrillReport:
@@ -314,7 +333,8 @@ class Engine:
 
         Args:
             topics: filters instead of the configured ones.
-            max_raw_bytes: restored of each capture at most; topics take turns from drill to drill.
+            max_raw_bytes: restored of each capture at most, unless told otherwise `drill.DRILL_BYTES`; topics
+                take turns from drill to drill.
             stop: ends it with CancelledError, after the scratch topics are deleted.
             on_progress: told how far each restore is.
 
@@ -325,27 +345,33 @@ class Engine:
             ConfigurationError: nothing is captured yet.
             RefusedError: what an earlier drill left behind cannot be deleted.
         """
+        from kafka_backup import drill
+
         backup = self.config.backup
-        return _drill.run(
+        return drill.run(
             self,
             cluster=self._target.cluster,
             selection=TopicSelection.parse(topics, backup.exclude)
             if topics is not None
             else backup.selection,
-            max_raw_bytes=max_raw_bytes,
+            max_raw_bytes=drill.DRILL_BYTES if max_raw_bytes is None else max_raw_bytes,
             stop=stop or StopToken(),
             on_progress=on_progress,
         )
 
     def last_good_drill(self) -> DrillReport | None:
         """The newest drill that passed, None if there is none."""
+        from kafka_backup.repository.drills import DrillStore
+
         repository = Repository.find(self._store, cluster_id=None)
         reports = () if repository is None else DrillStore(repository.store).newest_first()
         return next((report for report in reports if report.status == "passed"), None)
 
     def verify_restore(self, restore_id: str, *, stop: StopToken | None = None) -> RestoreReport:
         """Compare a restored target with the repository again, batch by batch."""
-        return _restore.verify_restore(
+        from kafka_backup import restore
+
+        return restore.verify_restore(
             restore_id,
             repository=self.repository(),
             cluster=self._target.cluster,
@@ -354,11 +380,13 @@ class Engine:
             stop=stop or StopToken(),
         )
 
-    def losses(self) -> Sequence[_losses.Loss]:
+    def losses(self) -> Sequence[Loss]:
         """All that captures could not save, accepted or not; reads all commits."""
-        return _losses.find_losses(self.repository())
+        from kafka_backup import losses
 
-    def accept_losses(self, capture: str, *, reason: str) -> Sequence[_losses.Loss]:
+        return losses.find_losses(self.repository())
+
+    def accept_losses(self, capture: str, *, reason: str) -> Sequence[Loss]:
         """Accept what a capture lost up to now, so that verification does not fail for it any more.
 
         Doing it again does nothing. What the capture loses later, if it still runs, is not accepted.
@@ -369,7 +397,9 @@ class Engine:
         Raises:
             ConfigurationError: there is no such capture, it lost nothing, or no reason is given.
         """
-        return _losses.accept_losses(self.repository(), capture, reason=reason)
+        from kafka_backup import losses
+
+        return losses.accept_losses(self.repository(), capture, reason=reason)
 
     def stored_partition(
         self, topic: str, partition: int, *, incarnation: str | None = None
@@ -381,7 +411,9 @@ class Engine:
             partition: its number.
             incarnation: the topic id, where the topic was deleted and re-created.
         """
-        return _stored_partition(self.repository(), topic, partition, incarnation=incarnation)
+        from kafka_backup.stored_records import stored_partition
+
+        return stored_partition(self.repository(), topic, partition, incarnation=incarnation)
 
     def captures(self) -> Sequence[Capture]:
         """All captures, oldest first."""
@@ -394,6 +426,8 @@ class Engine:
 
         Without a repository no topic has one.
         """
+        from kafka_backup.recovery_point import recovery_points
+
         repository = Repository.find(self._store, cluster_id=None)
         return {} if repository is None else recovery_points(repository, topics, before=before)
 
@@ -403,6 +437,8 @@ class Engine:
         Args:
             topics: filters instead of the configured ones.
         """
+        from kafka_backup.recovery_point import captured_topics
+
         backup = self.config.backup
         selection = TopicSelection.parse(topics, backup.exclude) if topics is not None else backup.selection
         repository = Repository.find(self._store, cluster_id=None)
@@ -417,16 +453,18 @@ class Engine:
         self,
         topics: Sequence[str] | None = None,
         *,
-        horizon_seconds: float = HORIZON_SECONDS,
+        horizon_seconds: float | None = None,
         stop: StopToken | None = None,
     ) -> Sequence[PartitionLag]:
         """What every partition still has that the repository has not, and when retention deletes it.
 
         Args:
             topics: filters instead of the configured ones.
-            horizon_seconds: how far ahead to look.
+            horizon_seconds: how far ahead to look, unless told otherwise `lag.HORIZON_SECONDS`.
             stop: ends it with CancelledError.
         """
+        from kafka_backup.lag import HORIZON_SECONDS, partition_lags
+
         backup = self.config.backup
         selection = TopicSelection.parse(topics, backup.exclude) if topics is not None else backup.selection
         cluster_id = self._source.cluster.metadata([]).cluster_id
@@ -436,7 +474,7 @@ class Engine:
             repository=Repository.find(self._store, cluster_id=cluster_id),
             selection=selection,
             retry_seconds=self._source.retry_seconds,
-            horizon_seconds=horizon_seconds,
+            horizon_seconds=HORIZON_SECONDS if horizon_seconds is None else horizon_seconds,
             stop=stop,
         )
 

@@ -342,7 +342,11 @@ def test_group_filters_take_what_they_say(kafka: KafkaCluster, tmp_path: Path) -
     set_positions(kafka, before)
     with open_engine(kafka, tmp_path) as engine:
         reset(engine, f"{prefix}-a*", to="earliest", topics=(f"{one[:-1]}?",))
-    moved = {group: {**offsets, (one, 0): 0} for group, offsets in before.items() if group.startswith(f"{prefix}-a")}
+    moved = {
+        group: {**offsets, (one, 0): 0}
+        for group, offsets in before.items()
+        if group.startswith(f"{prefix}-a")
+    }
     assert positions_of(kafka, before) == before | moved
 
 

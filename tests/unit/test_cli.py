@@ -1,6 +1,8 @@
 """The command line: what it refuses, how it says so, and which exit code it ends with."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -531,3 +533,26 @@ def test_a_restore_asks_for_what_was_typed(config: Path, monkeypatch: pytest.Mon
         "original_timestamp_header": True,
         "replace": True,
     }
+
+
+def test_every_command_is_found_and_a_backup_loads_only_its_own(config: Path) -> None:
+    """What: the commands that the help names, each asked for its own help; and what a backup has loaded.
+
+    Why: a scheduled capture of an idle topic takes as long as its start.
+    Risk: a command that nobody finds since its module is not loaded; a backup that waits for restores.
+    """
+    names = main.list_commands(None)
+    assert set(main.commands) <= set(names) and {"backup", "restore", "groups", "expire"} <= set(names)
+    for name in names:
+        assert call(config, name, "--help").exit_code == 0, name
+    assert main.get_command(None, "restor") is None
+
+    loaded = subprocess.run(
+        [sys.executable, "-c", "import sys, kafka_backup.cli; print(*sys.modules)"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    others = ("restore", "restore_plan", "offset_automation", "verify", "retention", "lag", "drill")
+    assert "kafka_backup.backup" in loaded
+    assert not {f"kafka_backup.{each}" for each in others} & set(loaded)

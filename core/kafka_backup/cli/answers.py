@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kafka_backup.cli.session import (
     EXIT_BUG,
@@ -20,8 +20,6 @@ from kafka_backup.cli.session import (
     kind_of,
 )
 from kafka_backup.errors import KafkaBackupError, TopicMissingError
-from kafka_backup.losses import Loss
-from kafka_backup.offset_mapping import OffsetMap
 from kafka_backup.progress import (
     BackupNews,
     CaptureFinished,
@@ -46,15 +44,19 @@ from kafka_backup.repository.documents import (
     Window,
 )
 from kafka_backup.repository.layout import report_page_key
-from kafka_backup.repository.restore_documents import (
-    PlannedMove,
-    PlannedTopic,
-    RestoredTopic,
-    RestorePlan,
-    RestoreReport,
-)
 from kafka_backup.times import format_time
-from kafka_backup.verify import VerifyReport
+
+if TYPE_CHECKING:
+    from kafka_backup.losses import Loss
+    from kafka_backup.offset_mapping import OffsetMap
+    from kafka_backup.repository.restore_documents import (
+        PlannedMove,
+        PlannedTopic,
+        RestoredTopic,
+        RestorePlan,
+        RestoreReport,
+    )
+    from kafka_backup.verify import VerifyReport
 
 Document = dict[str, Any]
 

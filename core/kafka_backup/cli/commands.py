@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
 from typing import Any, Literal, NoReturn
 
 import click
@@ -23,10 +24,30 @@ from kafka_backup.times import parse_window
 WINDOW = Parsed("start/end", parse_window)
 _SHOWN = 10
 """Notes of one kind that are told one by one."""
+_ELSEWHERE: Mapping[str, str] = {
+    "drill": "drill",
+    "expire": "care",
+    "groups": "groups",
+    "losses": "losses",
+    "offset-map": "restores",
+    "records": "care",
+    "restore": "restores",
+}
+"""Commands that another module registers once it is loaded: a backup does not wait for what restores need."""
 
 
 class Program(click.Group):
     """The group of commands; it turns every end of one into an exit code."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Name all commands, for the help."""
+        return sorted({*self.commands, *_ELSEWHERE})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Find a command, and load the module that has it."""
+        if cmd_name in _ELSEWHERE:
+            import_module(f"kafka_backup.cli.{_ELSEWHERE[cmd_name]}")
+        return super().get_command(ctx, cmd_name)
 
     def main(  # type: ignore[override]
         self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any
