@@ -1,7 +1,8 @@
 """Runs every test several times in a row, and writes what came of it into docs/testing.md.
 
-Each run is a line: when, how long, how many passed and failed; then the tests that failed, and how often. Exits with 1
-if a test failed in any run.
+First which tests of which commit, and how many that is of all; then a line for each run: when, how long, how many passed
+and failed; then the tests that failed, and how often. The document is written anew after each run, so a hunt that is broken off
+has its record, too. Exits with 1 if a test failed in any run.
 
 Usage: flake_hunt.py [--runs N] [--jobs N] [PYTEST ARGUMENT...]: all tests, or those that the arguments choose.
 """
@@ -30,6 +31,7 @@ class Run(NamedTuple):
     number: int
     began: datetime
     seconds: float
+    kinds: Counter[str]
     passed: int
     failed: tuple[str, ...]
     exit_code: int
@@ -58,18 +60,38 @@ def run(number: int, jobs: int, arguments: Sequence[str], report: Path) -> Run:
         check=False,
     )
     seconds = time.monotonic() - clock
+    kinds: Counter[str] = Counter()
     passed, failed = 0, []
     if report.exists():
         for case in ElementTree.parse(report).getroot().iter("testcase"):
+            # tests.unit.test_backup: the folder is the kind.
+            kinds[str(case.get("classname")).split(".")[1]] += 1
             if case.find("failure") is not None or case.find("error") is not None:
                 failed.append(f"{case.get('classname')}::{case.get('name')}")
             elif case.find("skipped") is None:
                 passed += 1
-    return Run(number, began, seconds, passed, tuple(failed), ended.returncode)
+    return Run(number, began, seconds, kinds, passed, tuple(failed), ended.returncode)
 
 
-def conclusion(runs: Sequence[Run]) -> str:
+def said_by(*command: str) -> str:
+    """What a command writes."""
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def what_runs(arguments: Sequence[str], jobs: int, first: Run) -> str:
+    """Which tests these are, and of what."""
+    suite = said_by(sys.executable, "-m", "pytest", "--collect-only", "-q").count("::")
+    kinds = ", ".join(f"{count} {kind}" for kind, count in first.kinds.most_common())
+    return (
+        f"pytest {' '.join(arguments) or 'of all tests'}\n{first.kinds.total()} of the {suite} tests of commit "
+        f"{said_by('git', 'rev-parse', '--short', 'HEAD')}: {kinds}; {jobs} at a time, on {os.cpu_count()} cores"
+    )
+
+
+def conclusion(runs: Sequence[Run], wanted: int) -> str:
     """What all runs say together."""
+    if len(runs) < wanted:
+        return f"Broken off: {wanted} runs were asked for. {conclusion(runs, len(runs))}"
     bad = [each for each in runs if each.failed or each.exit_code]
     if not bad:
         return f"{len(runs)} runs in a row without one failure."
@@ -95,15 +117,15 @@ def main() -> int:
     chosen, arguments = parser.parse_known_args()
     report = ROOT / ".pytest_cache" / "flake-hunt.xml"
     report.parent.mkdir(exist_ok=True)
-    runs = []
+    runs: list[Run] = []
     for number in range(1, chosen.runs + 1):
         runs.append(run(number, chosen.jobs, arguments, report))
         print(runs[-1].line(), flush=True)
-    said = conclusion(runs)
-    print(said)
-    what = " ".join(arguments) or "all tests"
-    lines = [each.line() for each in runs]
-    write("\n".join([f"{what}, {chosen.jobs} at a time, on {os.cpu_count()} cores", *lines, said]))
+        if number == 1:
+            what = what_runs(arguments, chosen.jobs, runs[0])
+            print(what, flush=True)
+        write("\n".join([what, *(each.line() for each in runs), conclusion(runs, chosen.runs)]))
+    print(conclusion(runs, chosen.runs))
     return int(any(each.failed or each.exit_code for each in runs))
 
 

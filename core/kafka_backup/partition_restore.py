@@ -9,6 +9,7 @@ where to go on.
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -22,7 +23,7 @@ from kafka_backup.progress import Deadline, StopToken
 from kafka_backup.records.convert import TargetBatch
 from kafka_backup.repository.buffers import Buffers
 from kafka_backup.repository.segments import SegmentProofs
-from kafka_backup.restore_context import RestoreContext
+from kafka_backup.restore_context import LogEnds, RestoreContext
 
 _SETTLE_SECONDS = 10.0
 """As long as a produce request may wait at the broker: what was on its way has landed by then."""
@@ -86,7 +87,8 @@ class PartitionRestore:
         self._context = context
         self._cluster = context.cluster
         self._stop = stop
-        self._resumed = context.resumed
+        self._earlier_ends = context.earlier_ends
+        self._resumed = context.earlier_ends is not None
         self._initial_end = target.partition.initial_end
         self._proofs: SegmentProofs = {}
         self._buffers = Buffers()
@@ -103,10 +105,11 @@ class PartitionRestore:
         # Of what the target holds already nothing may be left out any more.
         self._writes = False
         comparison = self._compare(self._initial_end, self._expected())
-        for found in comparison.run(self._quiet_end() if self._resumed else self._settled_end()):
+        end = self._quiet_end(self._earlier_ends) if self._resumed else self._settled_end()
+        for found in comparison.run(end):
             self._context.on_records("produce", found.record_count, found.size)
         # If it comes to a second time, an election lost acknowledged batches: what is left says where to go on.
-        self._resumed = True
+        self._resumed, self._earlier_ends = True, None
         self._writes = True
         return ProducePipeline(
             self.target,
@@ -198,15 +201,23 @@ class PartitionRestore:
                 )
             self._stop.wait(0.1)
 
-    def _quiet_end(self) -> int:
-        """The settled end, twice the same: a request that was still on its way has landed by then."""
-        end = self._settled_end()
+    def _quiet_end(self, earlier: LogEnds | None = None) -> int:
+        """The settled end, twice the same: a request that was still on its way has landed by then.
+
+        Args:
+            earlier: a first reading, if there was one.
+        """
+        key = (self.target.topic.target, self.target.partition.partition)
+        if earlier is not None and key in earlier.ends:
+            end, read_at = earlier.ends[key], earlier.read_at
+        else:
+            end, read_at = self._settled_end(), time.monotonic()
         while True:
-            self._stop.wait(_SETTLE_SECONDS)
+            self._stop.wait(max(0.0, read_at + _SETTLE_SECONDS - time.monotonic()))
             again = self._settled_end()
             if again == end:
                 return end
-            end = again
+            end, read_at = again, time.monotonic()
 
 
 def produce(

@@ -13,7 +13,7 @@ from functools import partial
 
 from kafka_backup.errors import DamagedError, RefusedError, WriterConflictError
 from kafka_backup.expected_batches import DamagedSourceError, PartitionTarget, expected_batches
-from kafka_backup.kafka.cluster import Cluster
+from kafka_backup.kafka.cluster import Cluster, OffsetAnswer
 from kafka_backup.kafka.fetch import FETCH_BYTES
 from kafka_backup.kafka.producer_ids import ProducerIds
 from kafka_backup.kafka.topics import TopicAdmin
@@ -38,7 +38,7 @@ from kafka_backup.repository.restore_documents import (
 )
 from kafka_backup.repository.restore_folder import RestoreFolder
 from kafka_backup.repository.segments import SegmentReader
-from kafka_backup.restore_context import RestoreContext, RestoreLimits
+from kafka_backup.restore_context import LogEnds, RestoreContext, RestoreLimits
 from kafka_backup.restore_groups import move_groups
 from kafka_backup.restore_page import command_of, page_of
 from kafka_backup.restore_topics import RestoreTopics
@@ -51,6 +51,8 @@ _OWNERSHIP_SECONDS = 5.0
 Less than the time for which a newer run waits before it believes that nothing is on its way.
 """
 _SMALLEST_FETCH = 64 << 10
+_FIRST_LOOK_SECONDS = 5.0
+"""A partition whose leader does not answer within it is asked again when its turn comes."""
 
 
 def partition_targets(
@@ -305,6 +307,15 @@ class Attempt:
             for number, part in topic.partitions.items()
         }
 
+    def _log_ends(self) -> LogEnds:
+        """All at once: else each partition in turn would wait until the attempt before is surely silent."""
+        answers = self._cluster.log_ends(
+            [(topic.target, part.partition) for topic in self._plan.topics for part in topic.partitions],
+            deadline=_FIRST_LOOK_SECONDS,
+        )
+        ends = {key: answer.offset for key, answer in answers.items() if isinstance(answer, OffsetAnswer)}
+        return LogEnds(ends=ends, read_at=time.monotonic())
+
     def _context(self, skips: SegmentSkips) -> RestoreContext:
         limits = self._limits
         share = (limits.max_bytes_per_second or 0) // self._threads
@@ -322,7 +333,7 @@ class Attempt:
             read_pace=limits.pace("max_bytes_per_second", stop=self._stop),
             fetch_bytes=max(_SMALLEST_FETCH, min(FETCH_BYTES, share)) if share else FETCH_BYTES,
             skips=skips,
-            resumed=self._attempt > 1,
+            earlier_ends=self._log_ends() if self._attempt > 1 else None,
         )
 
     def _produce(

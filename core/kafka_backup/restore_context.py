@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from kafka_backup.errors import ConfigurationError
@@ -40,6 +40,19 @@ class RestoreLimits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LogEnds:
+    """Where the logs of target partitions ended, all asked at once.
+
+    Attributes:
+        ends: by topic and partition; one that nobody answered for is not in it.
+        read_at: when the last answer had come, by the monotonic clock.
+    """
+
+    ends: Mapping[tuple[str, int], int]
+    read_at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RestoreContext:
     """What all partitions of one run share.
 
@@ -55,7 +68,8 @@ class RestoreContext:
             `read_pace`: of bytes read back.
         fetch_bytes: read back at a time.
         skips: the damaged segments that are left out.
-        resumed: another attempt came before, whose last requests may still be on their way.
+        earlier_ends: read when this run began, if another attempt came before: its last requests may
+            have been on their way. None for the first attempt.
     """
 
     cluster: Cluster
@@ -70,4 +84,4 @@ class RestoreContext:
     read_pace: Pace | None = None
     fetch_bytes: int = FETCH_BYTES
     skips: SegmentSkips | None = None
-    resumed: bool = False
+    earlier_ends: LogEnds | None = None

@@ -7,8 +7,6 @@ import random
 import re
 import secrets
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,18 +18,19 @@ from confluent_kafka import Producer, TopicPartition
 
 from kafka_backup import Engine
 from tests.support.engine import open_engine
+from tests.support.forked import Forked
 from tests.support.groups import Positions, group_client, set_positions
 from tests.support.kafka_cluster import KafkaCluster
 from tests.support.mortal import POINTS
 from tests.support.records import NewRecord, Record, decode_records, renumbered
-from tests.support.shell import COMMAND, Shell
+from tests.support.shell import Shell
 from tests.support.together import try_all
 from tests.support.topics import ends, new_topic, produce, read_topic, topic_config
 
-MORTAL = [sys.executable, "-m", "tests.support.mortal"]
-ROOT = Path(__file__).parents[2]
 CRASHES = int(os.environ.get("CRASHES", "30"))
 """Random moments to kill at; `make crashes CRASHES=300` tries more."""
+AT_ONCE = 8
+"""A resumed restore mostly waits until nothing of the run before can be on its way any more."""
 SETTINGS = {"retention.ms": str(10**12), "max.message.bytes": "2000000"}
 
 
@@ -129,24 +128,15 @@ def _check_restored(source: Source, prefix: str) -> None:
     assert topic_config(source.kafka.admin(), target) == SETTINGS
 
 
-def _start(command: Sequence[str], shell: Shell, arguments: Sequence[str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [*command, "--config", str(shell.folder / "kafka-backup.yaml"), *arguments],
-        cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+def _start(shell: Shell, arguments: Sequence[str], *, point: str | None = None) -> Forked:
+    return Forked("--config", str(shell.folder / "kafka-backup.yaml"), *arguments, point=point)
 
 
-def _run(command: Sequence[str], shell: Shell, arguments: Sequence[str]) -> int:
-    with _start(command, shell, arguments) as process:
-        _, errors = process.communicate(timeout=240)
-    assert process.returncode in (0, -9), errors
-    return process.returncode
-
-
-def _kill_at(point: str, shell: Shell, arguments: Sequence[str]) -> None:
-    """Run a command that dies at a point."""
-    code = _run([*MORTAL, point], shell, arguments)
-    assert code == -9, "it did not come to this point"
+def _run(shell: Shell, arguments: Sequence[str], *, point: str | None = None) -> None:
+    """Run a command to its end, or to a point at which it dies."""
+    with _start(shell, arguments, point=point) as process:
+        code = process.wait(240)
+        assert code == (0 if point is None else -9), f"{arguments} ended with {code}: {process.output}"
 
 
 def _file(point: str) -> str:
@@ -171,10 +161,10 @@ def test_a_backup_killed_at_any_point_is_completed(source: Source, tmp_path: Pat
 
     def attempt(point: str) -> None:
         shell = _shell(source.kafka, tmp_path / _file(point))
-        _kill_at(point, shell, _backup(source))
+        _run(shell, _backup(source), point=point)
         if (shell.repository / "repository.json").exists():
             _check_repository(shell, source, whole=False)
-        assert _run(COMMAND, shell, _backup(source)) == 0
+        _run(shell, _backup(source))
         _check_repository(shell, source, whole=True)
 
     try_all(_points("backup"), attempt)
@@ -184,7 +174,7 @@ def test_a_backup_killed_at_any_point_is_completed(source: Source, tmp_path: Pat
 def captured(source: Source, tmp_path_factory: pytest.TempPathFactory) -> Shell:
     """A repository with the whole of the source."""
     shell = _shell(source.kafka, tmp_path_factory.mktemp("captured"))
-    assert _run(COMMAND, shell, _backup(source)) == 0
+    _run(shell, _backup(source))
     return shell
 
 
@@ -201,11 +191,11 @@ def test_a_restore_killed_at_any_point_is_completed(source: Source, captured: Sh
 
     def attempt(point: str) -> None:
         arguments = _restore(source, _file(point))
-        _kill_at(point, captured, arguments)
-        assert _run(COMMAND, captured, arguments) == 0
+        _run(captured, arguments, point=point)
+        _run(captured, arguments)
         _check_restored(source, f"{_file(point)}-")
 
-    try_all(_points("restore"), attempt)
+    try_all(_points("restore"), attempt, at_once=AT_ONCE)
     _check_repository(captured, source, whole=True)
 
 
@@ -227,7 +217,7 @@ def test_a_restore_killed_between_data_and_positions_is_completed(source: Source
         },
     )
     pattern = f"{source.topic}-*"
-    assert _run(COMMAND, captured, ["groups", "snapshot", "--group", pattern]) == 0
+    _run(captured, ["groups", "snapshot", "--group", pattern])
 
     def attempt(point: str) -> None:
         target = f"{_file(point)}-{source.topic}"
@@ -250,14 +240,14 @@ def test_a_restore_killed_between_data_and_positions_is_completed(source: Source
                 if isinstance(each, Mapping)
             }
 
-        _kill_at(point, captured, arguments)
+        _run(captured, arguments, point=point)
         for name, found in there().items():
             assert found in ({}, moved[name])
-        assert _run(COMMAND, captured, arguments) == 0
+        _run(captured, arguments)
         assert there() == moved
         _check_restored(source, f"{_file(point)}-")
 
-    try_all(points, attempt)
+    try_all(points, attempt, at_once=AT_ONCE)
 
 
 @pytest.fixture(scope="module")
@@ -274,7 +264,7 @@ def expirable(kafka: KafkaCluster, tmp_path_factory: pytest.TempPathFactory) -> 
             cut = [TopicPartition(topic, partition, 200) for partition in range(2)]
             for future in admin.delete_records(cut).values():
                 future.result(30)
-        assert _run(COMMAND, shell, ["backup", "--topic", topic]) == 0
+        _run(shell, ["backup", "--topic", topic])
     return _source(kafka, topic), shell
 
 
@@ -298,12 +288,12 @@ def test_an_expiry_killed_at_any_point_is_completed(expirable: tuple[Source, She
     def attempt(point: str) -> None:
         source, shell = _expirable_copy(expirable, tmp_path / _file(point))
         before = len(shell.segments())
-        _kill_at(point, shell, EXPIRE)
+        _run(shell, EXPIRE, point=point)
         _check_repository(shell, source, whole=True)
-        assert _run(COMMAND, shell, EXPIRE) == 0
+        _run(shell, EXPIRE)
         _check_repository(shell, source, whole=True)
         assert len(shell.segments()) < before - 2
-        assert _run(COMMAND, shell, _backup(source)) == 0
+        _run(shell, _backup(source))
 
     try_all(_points("expire"), attempt)
 
@@ -319,7 +309,7 @@ def test_killed_at_any_moment(
     seed = random.randrange(1 << 32)
     moments = random.Random(seed)
     began = time.monotonic()
-    assert _run(COMMAND, captured, _restore(source, f"timed{seed}")) == 0
+    _run(captured, _restore(source, f"timed{seed}"))
     longest = time.monotonic() - began
 
     def attempt(name: str) -> None:
@@ -330,12 +320,10 @@ def test_killed_at_any_moment(
             arguments = EXPIRE
         else:
             topic, shell, arguments = source, captured, _restore(source, name)
-        with _start(COMMAND, shell, arguments) as process:
-            try:
-                process.wait(delays[name])
-            except subprocess.TimeoutExpired:
-                process.kill()
-        assert _run(COMMAND, shell, arguments) == 0
+        with _start(shell, arguments) as process:
+            code = process.wait(delays[name])
+            assert code in (None, 0), f"it ended with {code} by itself: {process.output}"
+        _run(shell, arguments)
         if name.startswith("restore"):
             _check_restored(source, f"{name}-")
         else:
@@ -343,4 +331,4 @@ def test_killed_at_any_moment(
 
     names = [f"{('restore', 'backup', 'expire')[i % 3]}{i}-{seed}" for i in range(CRASHES)]
     delays = {name: moments.uniform(0, longest) for name in names}
-    try_all(names, attempt)
+    try_all(names, attempt, at_once=AT_ONCE)

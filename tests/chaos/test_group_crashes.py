@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import re
 import secrets
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from kafka_backup.kafka.groups import GroupClient
 from tests.support.engine import open_engine
+from tests.support.forked import Forked
 from tests.support.groups import Positions, filled_topic, group_client, set_positions
 from tests.support.kafka_cluster import KafkaCluster
 from tests.support.mortal import POINTS
-from tests.support.shell import COMMAND, Shell
+from tests.support.shell import Shell
 from tests.support.together import try_all
 
-MORTAL = [sys.executable, "-m", "tests.support.mortal"]
-ROOT = Path(__file__).parents[2]
 NOWHERE: Positions = {}
 
 
@@ -44,14 +41,10 @@ class Case:
 
     def run(self, arguments: Sequence[str], *, point: str | None = None) -> None:
         """Run a command to its end, or to a point at which it dies."""
-        command = COMMAND if point is None else [*MORTAL, point]
         config = str(self.shell.folder / "kafka-backup.yaml")
-        done = subprocess.run(
-            [*command, "--config", config, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=240, check=False
-        )  # fmt: skip
-        assert done.returncode == (0 if point is None else -9), (
-            f"{arguments}: {done.returncode} {done.stdout} {done.stderr}"
-        )
+        with Forked("--config", config, *arguments, point=point) as process:
+            code = process.wait(240)
+            assert code == (0 if point is None else -9), f"{arguments} ended with {code}: {process.output}"
 
     def rollback(self) -> list[str]:
         """The command for the way back; there is one reset only."""

@@ -1,18 +1,19 @@
 """The command line in a process that kills itself with SIGKILL at a named point.
 
-`python -m tests.support.mortal POINT ARGUMENT...` runs `kafka-backup ARGUMENT...` until a point that `POINTS` names. The
-points are put around methods of the engine from here: the engine itself knows nothing of them.
+`run` is for a process of its own (`tests.support.forked`). The points that `POINTS` names are put around methods of the
+engine from here: the engine itself knows nothing of them.
 """
 
 import fnmatch
 import importlib
 import os
 import signal
-import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from kafka_backup.cli import main
 
 _STORE = "kafka_backup.repository.file_store:FileWriter.commit"
 _DELETE = "kafka_backup.repository.file_store:FileStore.delete"
@@ -158,8 +159,8 @@ def _arm(point: Point) -> None:
     setattr(holder, name, mortal)
 
 
-if __name__ == "__main__":
-    from kafka_backup.cli import main
-
-    _arm(POINTS[sys.argv[1]])
-    main(sys.argv[2:], prog_name="kafka-backup")
+def run(point: str | None, arguments: Sequence[str]) -> None:
+    """Runs `kafka-backup ARGUMENT...`, until a point at which it dies, and ends the process."""
+    if point is not None:
+        _arm(POINTS[point])
+    main(list(arguments), prog_name="kafka-backup")

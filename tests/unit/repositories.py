@@ -22,7 +22,8 @@ from kafka_backup.repository.documents import (
 )
 from kafka_backup.repository.repository import Repository
 from kafka_backup.repository.segments import Compression, SegmentReader, SegmentWriter
-from kafka_backup.repository.store import Store, open_store
+from kafka_backup.repository.store import Store
+from tests.unit.plain_store import PlainStore
 
 TOPIC = "orders"
 TOPIC_ID = "AbCdEfGhIjKlMnOpQrStUv"
@@ -33,9 +34,14 @@ NONCE = "5f2d"
 _names = itertools.count()
 
 
-def memory_store() -> Store:
+def memory_store() -> PlainStore:
     """A store of its own."""
-    return open_store(f"memory://test-{next(_names)}")
+    return PlainStore(f"memory://test-{next(_names)}")
+
+
+def copy_of(store: PlainStore) -> PlainStore:
+    """Another store with the same objects."""
+    return store.copy(f"memory://test-{next(_names)}")
 
 
 def batch(first: int, count: int, *, codec: Codec = Codec.NONE, value: bytes = b"value") -> bytes:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import cache
 from random import Random
 from types import SimpleNamespace
 from typing import Any
@@ -29,7 +31,8 @@ from kafka_backup.repository.store import Store
 from kafka_backup.restore_target import TargetTopic
 from kafka_backup.retention import RetentionPolicy
 from tests.unit.histories import Cluster, capture, check_captures, read
-from tests.unit.repositories import memory_store
+from tests.unit.plain_store import PlainStore
+from tests.unit.repositories import copy_of, memory_store
 from tests.unit.scheduler import Actor, InOneThread, Killed, run_at_random, run_to_end
 
 KEEP = 2
@@ -75,7 +78,7 @@ class World:
         restored: what each finished restore has read, by its id.
     """
 
-    store: Store = field(default_factory=memory_store)
+    store: PlainStore = field(default_factory=memory_store)
     cluster: Cluster = field(default_factory=Cluster)
     ids: list[str] = field(default_factory=list)
     restored: dict[str, RestorePlan] = field(default_factory=dict)
@@ -83,6 +86,13 @@ class World:
 
     @classmethod
     def make(cls) -> World:
+        """A world of its own with the same beginning."""
+        known = cls._beginning()
+        return cls(store=copy_of(known.store), cluster=deepcopy(known.cluster), ids=list(known.ids))
+
+    @classmethod
+    @cache
+    def _beginning(cls) -> World:
         """Two topics, one of which forgets what is old; an old incarnation; what a killed capture left."""
         world = cls()
         world.cluster.create("orders").logs[0].produce(5)

@@ -1,9 +1,10 @@
-"""The stores on this machine: files and memory. The same contract runs on S3 in tests/integration."""
+"""The stores on this machine: files, memory, and that of the other tests. The same contract runs on S3 in tests/integration."""
 
 from __future__ import annotations
 
 import os
 import resource
+import secrets
 import subprocess
 import sys
 import threading
@@ -32,7 +33,20 @@ class TestFileStore(StoreContract):
         return file_store
 
 
+def cloud_store() -> Store:
+    """What talks to S3, GCS and Azure, with memory behind it."""
+    return open_store(f"memory://{secrets.token_hex(8)}")
+
+
 class TestMemoryStore(StoreContract):
+    @pytest.fixture
+    def store(self) -> Store:
+        return cloud_store()
+
+
+class TestPlainStore(StoreContract):
+    """The one that the other tests use."""
+
     @pytest.fixture
     def store(self) -> Store:
         return memory_store()
@@ -45,7 +59,7 @@ def test_of_racing_writers_exactly_one_wins(kind: str, file_store: Store) -> Non
     It matters because this is the whole lock of the repository.
     With two winners one run's commit would vanish, with none nobody could ever commit.
     """
-    store = file_store if kind == "file" else memory_store()
+    store = file_store if kind == "file" else cloud_store()
     writers = 8
     barrier = threading.Barrier(writers)
 
@@ -74,7 +88,7 @@ def test_a_lost_acknowledgement_is_no_conflict(fault: Fault) -> None:
     It matters because networks lose answers, and obstore then reports "already exists" for our own object.
     The run would stop with "another writer" at its own commit.
     """
-    store = memory_store()
+    store = cloud_store()
     commit_call = 3
     faulty = FaultyStore(store, fault, at=commit_call)
     try:
@@ -91,7 +105,7 @@ def test_a_collision_that_stored_nothing_is_tried_again() -> None:
     It matters because S3 answers 409 to both of two writers that collide.
     Both would stop, or hang, although the place is free.
     """
-    store = memory_store()
+    store = cloud_store()
     refusals = 3
 
     class Colliding(FaultyStore):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 
 from kafka_backup.repository.acceptances import (
     AcceptedAbsence,
@@ -58,7 +59,8 @@ from kafka_backup.repository.restore_documents import (
     VerifiedTopic,
 )
 from kafka_backup.repository.store import Store, put_once
-from tests.unit.repositories import CLUSTER, TOPIC, TOPIC_ID, batch, capture, memory_store
+from tests.unit.plain_store import PlainStore
+from tests.unit.repositories import CLUSTER, TOPIC, TOPIC_ID, batch, capture, copy_of, memory_store
 
 DOCUMENTS: Mapping[str, tuple[str, type[Document]]] = {
     "repository": (REPOSITORY, RepositoryDocument),
@@ -85,6 +87,12 @@ SNAPSHOTS = ("20260102T030405006Z-s1", "20260102T030405006Z-s2")
 
 
 def restorable() -> Store:
+    """A repository of one's own, to be damaged."""
+    return copy_of(_restorable())
+
+
+@cache
+def _restorable() -> PlainStore:
     """Two captures of one partition, three segments of equal size and one compressed, two restores, two snapshots."""
     store = memory_store()
     capture(store, {0: [batch(0, 2), batch(2, 2)]}, capture_id="c1")
