@@ -20,7 +20,7 @@ from kafka_backup.repository.documents import (
     SegmentEntry,
 )
 from kafka_backup.repository.repository import Repository
-from kafka_backup.repository.store import open_store
+from kafka_backup.repository.stores import open_store
 
 _PARTITIONS = 4
 _SETTINGS = 36

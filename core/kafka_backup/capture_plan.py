@@ -197,14 +197,14 @@ class _Planner:
     def confirm_ids(self) -> None:
         """Whatever is believed without a fetch must be said of the topic that is meant.
 
-        Offsets and epochs are asked by name, only fetches by id. So a log that was cut back, and a partition that is
-        seen for the first time and has nothing to fetch, could be another topic's under the same name.
+        Offsets and epochs are asked by name, only fetches by id. So a log that was cut back, and a partition that has
+        nothing to fetch, could be another topic's under the same name.
         """
         unproved = [
             key
             for key, verdict in self.verdicts.items()
             if isinstance(verdict, PartitionPlan)
-            and (verdict.truncated is not None or self._is_new_and_empty(key, verdict))
+            and (verdict.truncated is not None or verdict.start >= verdict.ends.last_stable_offset)
         ]
         if not unproved:
             return
@@ -223,9 +223,6 @@ class _Planner:
                     name="UNKNOWN_TOPIC_ID",
                     retriable=False,
                 )
-
-    def _is_new_and_empty(self, key: Partition, plan: PartitionPlan) -> bool:
-        return self._questions[key].known is None and plan.start >= plan.ends.last_stable_offset
 
     def _known(self, key: Partition) -> Known:
         known = self._questions[key].known

@@ -19,7 +19,8 @@ from kafka_backup.progress import BackupEvent, CaptureFinished, RestoreProgress,
 from kafka_backup.repository.commit_log import CommitLog
 from kafka_backup.repository.documents import Capture, Window
 from kafka_backup.repository.repository import Repository
-from kafka_backup.repository.store import Store, open_store
+from kafka_backup.repository.store import Store
+from kafka_backup.repository.stores import open_store
 from kafka_backup.selection import TopicSelection
 
 if TYPE_CHECKING:

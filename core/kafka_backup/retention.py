@@ -50,7 +50,8 @@ class RetentionPolicy:
     """Which captures to keep: those that either setting keeps. Without any setting, all of them.
 
     Attributes:
-        keep_days: captures that began in the last so many days.
+        keep_days: captures that began in the last so many days up to the newest one. Backups that stand still,
+            or a clock that is ahead, age nothing.
         keep_captures: of each topic, the newest so many captures that hold it.
 
     Raises:
@@ -71,7 +72,7 @@ class RetentionPolicy:
 
         Args:
             rank: how many newer captures hold the topic of which it is the newest, of all that it holds.
-            age_ms: since it began.
+            age_ms: how much earlier than the newest one it began.
         """
         if rank == 0 or (self.keep_days is None and self.keep_captures is None):
             return True
@@ -256,6 +257,7 @@ def _judge_captures(repository: Repository, policy: RetentionPolicy, now: int) -
     heads: dict[tuple[str, str], int] = {}
     groups = set()
     oldest = now
+    newest = None
     newer: dict[str, int] = defaultdict(int)
     ids = repository.capture_ids()
     standing = [capture_id for capture_id in ids if capture_id not in gone]
@@ -267,10 +269,12 @@ def _judge_captures(repository: Repository, policy: RetentionPolicy, now: int) -
                 "of the machine that made it was wrong, or that of this one is. Which captures are old cannot be "
                 "told; nothing was changed"
             )
+        if newest is None:
+            newest = min(now, capture.started_at)
         rank = min((newer[entry.topic] for entry in capture.topics), default=place_in_time)
         for entry in capture.topics:
             newer[entry.topic] += 1
-        if not policy.keeps(rank=rank, age_ms=now - capture.started_at):
+        if not policy.keeps(rank=rank, age_ms=newest - capture.started_at):
             expired.append(capture_id)
             continue
         oldest = min(oldest, capture.started_at)

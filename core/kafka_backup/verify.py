@@ -20,7 +20,8 @@ from kafka_backup.repository import layout
 from kafka_backup.repository.acceptances import AcceptedCommit, accepted_absences, accepted_losses
 from kafka_backup.repository.buffers import Buffers
 from kafka_backup.repository.checkpoints import CommitReader, check_checkpoint, checkpoint_numbers
-from kafka_backup.repository.commit_log import CommitLog, commit_flaws, read_commits
+from kafka_backup.repository.commit_flaws import commit_flaws
+from kafka_backup.repository.commit_log import CommitLog, read_commits
 from kafka_backup.repository.documents import CapturedTopic, Commit, PartitionRange, sha256_of
 from kafka_backup.repository.drills import DrillStore
 from kafka_backup.repository.expiry import expired_group_snapshots, find_expiries, needed

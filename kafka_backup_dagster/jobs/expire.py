@@ -29,7 +29,9 @@ class ExpireConfig(dg.Config):
     mode: Literal["dry_run", "execute"] = Field(
         default="dry_run", description="dry_run shows what would go and changes nothing; execute deletes it."
     )
-    keep_days: int | None = Field(default=None, description="Keep the captures of the last so many days.")
+    keep_days: int | None = Field(
+        default=None, description="Keep the captures of so many days up to the newest."
+    )
     keep_captures: int | None = Field(
         default=None, description="Keep, of each topic, the newest so many captures that hold it."
     )

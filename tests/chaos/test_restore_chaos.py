@@ -25,7 +25,7 @@ from kafka_backup import (
 )
 from kafka_backup.kafka.produce import TopicProducer
 from kafka_backup.repository.restore_folder import RestoreFolder
-from kafka_backup.repository.store import open_store
+from kafka_backup.repository.stores import open_store
 from tests.support import kafka_wire
 from tests.support.engine import capture, open_engine, restored_as
 from tests.support.kafka_cluster import KafkaCluster

@@ -8,7 +8,8 @@ import pytest
 from confluent_kafka import TopicPartition
 
 from kafka_backup.errors import AuthorizationError
-from kafka_backup.repository.store import ObjectWriter, open_store
+from kafka_backup.repository.store import ObjectWriter
+from kafka_backup.repository.stores import open_store
 from tests.support.engine import capture, open_engine, restore, restored_as
 from tests.support.kafka_cluster import KafkaCluster
 from tests.support.records import NewRecord, renumbered

@@ -220,13 +220,14 @@ def _same_after_restore(kafka: KafkaCluster, engine: Engine, topic: str) -> None
     assert read_topic(kafka.bootstrap_servers, f"restored-{topic}") == restored_as(kafka, topic)
 
 
+@pytest.mark.parametrize("count", [0, 10], ids=["never captured, now empty", "captured, now as many records"])
 def test_a_topic_that_is_made_again_before_its_ends_are_asked(
-    kafka: KafkaCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kafka: KafkaCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
-    """What: a topic of 10 records, never captured, is made again, empty, between the list of topics and their ends.
+    """What: a topic of 10 records is made again between the list of topics and their ends, as if nothing had changed.
 
     Why: in between lie the positions of all groups, which takes seconds; and ends are asked by name.
-    Risk: the first incarnation is committed as an empty topic, and the capture says complete.
+    Risk: the first incarnation is committed as an empty topic, or is "unchanged", and the capture says complete.
     """
     topic = new_topic(kafka)
     _write(kafka, topic, 10)
@@ -237,15 +238,18 @@ def test_a_topic_that_is_made_again_before_its_ends_are_asked(
         if not made_again:
             delete_topic(kafka, topic)
             made_again.append(new_topic(kafka, name=topic))
+            _write(kafka, topic, count, 1000)
         return ask(self)
 
-    monkeypatch.setattr(_Capture, "_ask_ends", late)
     with open_engine(kafka, tmp_path, consumer_groups=[]) as engine:
+        if count:
+            capture(engine, topic)
+        monkeypatch.setattr(_Capture, "_ask_ends", late)
         events = list(engine.backup([topic]))
         (failed,) = [event for event in events if isinstance(event, TopicFailed)]
         assert "re-created" in str(failed.error)
-        assert not [event for event in events if isinstance(event, TopicCommitted)]
-        assert committed(capture(engine, topic), topic).records == 0
+        assert not [event for event in events if isinstance(event, TopicCommitted | TopicUnchanged)]
+        assert committed(capture(engine, topic), topic).records == count
 
 
 def test_a_topic_whose_settings_cannot_be_read_fails_alone(

@@ -8,7 +8,7 @@ from confluent_kafka import TopicPartition
 
 from kafka_backup import PartitionLag, RefusedError
 from kafka_backup.repository.repository import Repository
-from kafka_backup.repository.store import open_store
+from kafka_backup.repository.stores import open_store
 from tests.support.engine import capture, open_engine
 from tests.support.kafka_cluster import KafkaCluster
 from tests.support.records import NewRecord

@@ -14,7 +14,7 @@ import dagster as dg
 import pytest
 from moto.server import ThreadedMotoServer
 
-from kafka_backup.repository.store import open_store
+from kafka_backup.repository.stores import open_store
 from kafka_backup_dagster import KafkaBackupResource, kafka_backup_assets, restore_job
 from tests.support.acls import Right, allow
 from tests.support.records import NewRecord

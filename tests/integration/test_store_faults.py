@@ -20,7 +20,7 @@ from kafka_backup.errors import AuthorizationError, UnreachableError
 from kafka_backup.kafka.cluster import Cluster
 from kafka_backup.kafka.settings import ConnectionSettings
 from kafka_backup.progress import CaptureFinished, TopicFailed
-from kafka_backup.repository.store import open_store
+from kafka_backup.repository.stores import open_store
 from kafka_backup.retention import RetentionPolicy
 from tests.support.engine import restored_as
 from tests.support.kafka_cluster import KafkaCluster

@@ -1,10 +1,8 @@
-"""The stores in the cloud: a real S3 server, an emulator of S3 and one of Azure's blob storage.
-
-Of GCS nothing is tried but its URLs and options: no emulator speaks the XML interface through which obstore writes.
-"""
+"""The stores in the cloud: a real S3 server, an emulator of S3, one of Azure's blob storage, and Google's front."""
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import itertools
 import os
@@ -12,6 +10,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from urllib.request import Request, urlopen
 
 import pytest
@@ -19,9 +18,11 @@ from moto.server import ThreadedMotoServer
 
 from kafka_backup import Engine, parse_config
 from kafka_backup.errors import AuthorizationError, ConfigurationError, UnreachableError, WriterConflictError
-from kafka_backup.repository.store import ObjectExistsError, Store, open_store, put_once
+from kafka_backup.repository.store import ObjectExistsError, Store, put_once
+from kafka_backup.repository.stores import open_store
 from kafka_backup.retention import RetentionPolicy
 from tests.support.engine import capture, restore, restored_as
+from tests.support.google_front import google_front
 from tests.support.kafka_cluster import KafkaCluster
 from tests.support.object_stores import ObjectStore, S3Server, azurite, versitygw
 from tests.support.records import NewRecord
@@ -55,6 +56,13 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
 
 @pytest.fixture(scope="module")
+def google(s3: S3Server) -> Iterator[S3Server]:
+    """The same server, as clients of Google's storage see it."""
+    with google_front(s3.options) as options:
+        yield replace(s3, scheme="gs", options=options)
+
+
+@pytest.fixture(scope="module")
 def azure() -> Iterator[ObjectStore]:
     with azurite() as store:
         yield store
@@ -80,6 +88,12 @@ class TestS3Emulator(StoreContract):
     @pytest.fixture
     def store(self, endpoint: str) -> Store:
         return opened(ObjectStore(url="s3://backups", options={**_OPTIONS, "endpoint": endpoint}))
+
+
+class TestGoogle(StoreContract):
+    @pytest.fixture
+    def store(self, google: S3Server) -> Store:
+        return opened(bucket(google))
 
 
 class TestAzureEmulator(StoreContract):
@@ -196,14 +210,15 @@ def _records(first: int, count: int) -> list[NewRecord]:
     return [NewRecord(os.urandom(1000), b"%d" % number) for number in range(first, first + count)]
 
 
-@pytest.mark.parametrize("kind", ["s3", "azure"])
+@pytest.mark.parametrize("kind", ["s3", "google", "azure"])
 def test_a_topic_goes_round(kind: str, kafka: KafkaCluster, request: pytest.FixtureRequest) -> None:
     """A topic is captured into the store, verified, expired and restored from it, by the engine.
 
     It matters because each store has limits and errors of its own.
     What works on a local disk could fail on the first large object, or the first listing.
     """
-    where = bucket(request.getfixturevalue("s3")) if kind == "s3" else request.getfixturevalue("azure")
+    place = request.getfixturevalue(kind)
+    where = place if isinstance(place, ObjectStore) else bucket(place)
     topic = new_topic(kafka, 2)
     with _engine(kafka, where) as engine:
         for number in range(3):
@@ -242,13 +257,15 @@ def test_object_lock_is_no_obstacle(kafka: KafkaCluster, s3: S3Server) -> None:
         store.delete("1.json")
 
 
-def test_a_missing_bucket_is_named(endpoint: str) -> None:
+@pytest.mark.parametrize("kind", ["s3", "google"])
+def test_a_missing_bucket_is_named(kind: str, request: pytest.FixtureRequest) -> None:
     """Writing to and listing a bucket that does not exist is an error of the configuration.
 
     It matters because bucket names are typed by people.
     A listing of nothing would pass for an empty repository.
     """
-    store = open_store("s3://no-such-bucket/x", {**_OPTIONS, "endpoint": endpoint})
+    server: S3Server = request.getfixturevalue(kind)
+    store = open_store(f"{server.scheme}://no-such-bucket/x", server.options)
     with pytest.raises(ConfigurationError, match=r"no-such-bucket.*does not exist"):
         list(store.list(""))
     with (
@@ -257,6 +274,31 @@ def test_a_missing_bucket_is_named(endpoint: str) -> None:
     ):
         writer.write(b"{}")
         writer.commit()
+
+
+@pytest.mark.parametrize("kind", ["s3", "google", "azure"])
+def test_wrong_credentials_are_denied(kind: str, request: pytest.FixtureRequest) -> None:
+    """A store does not take our key or token: a missing right, named with the place, whatever was asked.
+
+    It matters because keys are changed and tokens end, and who reads the message must know that it is not the network.
+    It could pass for an object that is not there, be tried again for minutes, or print the secret.
+    """
+    place = request.getfixturevalue(kind)
+    where = place if isinstance(place, ObjectStore) else bucket(place)
+    wrong = base64.b64encode(b"very-secret").decode()
+    secret = {"s3": "secret_access_key", "google": "bearer_token", "azure": "account_key"}[kind]
+    store = open_store(f"{where.url}/x", {**where.options, secret: wrong}, retry_seconds=5)
+    for call in (
+        lambda: store.get("1.json"),
+        lambda: store.size("1.json"),
+        lambda: list(store.list("")),
+        lambda: store.folders(""),
+        lambda: put_once(store, "1.json", b""),
+        lambda: store.delete("1.json"),
+    ):
+        with pytest.raises(AuthorizationError, match=f"{where.url}/x/.*the store denies it") as caught:
+            call()
+        assert wrong not in str(caught.value)
 
 
 def test_an_unreachable_store_is_retriable() -> None:

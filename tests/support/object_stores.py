@@ -48,10 +48,12 @@ class S3Server:
     Attributes:
         options: for `open_store`.
         client: for everything that our stores do not do, as an administrator.
+        scheme: of the URLs of its buckets.
     """
 
     options: Mapping[str, str]
     client: Any
+    scheme: str = "s3"
 
     def bucket(self, name: str, *, locked: bool = False) -> ObjectStore:
         """Make a bucket; a locked one keeps every object for a day, whoever deletes it (Object Lock)."""
@@ -61,7 +63,7 @@ class S3Server:
             self.client.put_object_lock_configuration(
                 Bucket=name, ObjectLockConfiguration={"ObjectLockEnabled": "Enabled", "Rule": rule}
             )
-        return ObjectStore(url=f"s3://{name}", options=self.options)
+        return ObjectStore(url=f"{self.scheme}://{name}", options=self.options)
 
 
 @contextlib.contextmanager

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from kafka_backup.cli import main
 from kafka_backup.records.codec import Record, encode_batch
 from kafka_backup.records.compression import Codec
-from kafka_backup.repository.store import Store, open_store
+from kafka_backup.repository.store import Store
+from kafka_backup.repository.stores import open_store
 from tests.unit import histories
 from tests.unit.repositories import batch, capture
 

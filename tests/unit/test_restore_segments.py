@@ -15,7 +15,8 @@ from kafka_backup.repository.commit_log import CommitLog
 from kafka_backup.repository.documents import Incarnation, Ledger, PartitionRange
 from kafka_backup.repository.restore_documents import PlannedPartition, PlannedTopic, RestoreRequest
 from kafka_backup.repository.segments import SegmentWriter
-from kafka_backup.repository.store import Store, open_store
+from kafka_backup.repository.store import Store
+from kafka_backup.repository.stores import open_store
 
 TOPIC_ID = "AAAAAAAAAAAAAAAAAAAAAQ"
 

@@ -203,12 +203,15 @@ def test_captures_that_stay_give_back_what_they_held(keep: int) -> None:
     assert (again.captures, again.deleted) == ([], 0)
 
 
-@pytest.mark.parametrize(("days", "expected"), [(0, 1), (1, 1), (10, 1), (11, 2), (30, 3), (31, 4)])
-def test_captures_are_kept_for_days(monkeypatch: pytest.MonkeyPatch, days: int, expected: int) -> None:
-    """Captures of the last so many days stay, and the newest one however old it is.
+@pytest.mark.parametrize("late", [0, 9 * DAY, 10_000 * DAY])
+@pytest.mark.parametrize(("days", "expected"), [(0, 1), (1, 1), (9, 1), (10, 2), (29, 3), (30, 4)])
+def test_captures_are_kept_for_days(
+    monkeypatch: pytest.MonkeyPatch, days: int, expected: int, late: int
+) -> None:
+    """Captures of the last so many days stay, counted back from the newest, whenever the expiry runs.
 
-    It matters because backups can have stood still for a while.
-    When they do, the last one would be gone on the day it is needed.
+    It matters because backups can have stood still for a while, and the clock of the expiry can be years ahead.
+    Every capture but one would be gone on the day it is needed.
     """
     store = memory_store()
     cluster = Cluster()
@@ -219,7 +222,8 @@ def test_captures_are_kept_for_days(monkeypatch: pytest.MonkeyPatch, days: int, 
         log.delete_below(log.end - 5)
         ids.append(capture(store, cluster))
         cluster.now += 10 * DAY - 1000
-    monkeypatch.setattr(retention, "_now", lambda: cluster.now - 9 * DAY)
+    newest = opened(store).capture(ids[-1]).started_at
+    monkeypatch.setattr(retention, "_now", lambda: newest + late)
     report = expire(store, keep_days=days)
     assert report.captures == ids[: 4 - expected]
     check_captures(store, cluster, whole=ids[4 - expected :])
@@ -234,7 +238,7 @@ def test_either_setting_keeps_a_capture(monkeypatch: pytest.MonkeyPatch) -> None
     store = memory_store()
     _, ids = aged_topic(store)
     monkeypatch.setattr(retention, "_now", lambda: EPOCH + 100 * DAY)
-    assert planned(store, keep_captures=3, keep_days=1).captures == ids[:1]
+    assert planned(store, keep_captures=3, keep_days=0).captures == ids[:1]
     assert planned(store, keep_captures=1, keep_days=1000).captures == []
 
 

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import secrets
+import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from obstore.store import MemoryStore
 
 from kafka_backup.errors import ConfigurationError, UnreachableError
+from kafka_backup.repository import cloud_store as clouds
 from kafka_backup.repository import file_store as files
-from kafka_backup.repository.store import ObjectExistsError, Store, open_store, put_once
+from kafka_backup.repository.store import ObjectExistsError, Store, put_once
+from kafka_backup.repository.stores import open_store
 from tests.unit.faults import Fault, FaultyStore
 from tests.unit.repositories import memory_store
 from tests.unit.store_contract import StoreContract, put
@@ -262,6 +268,52 @@ def test_no_room(file_store: Store, small_files: None) -> None:
     assert list(file_store.list("")) == []
 
 
+def test_no_room_for_a_temporary_file(
+    small_files: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A cloud store's object that waits in a temporary file fills the disk: at once, or with its last bytes.
+
+    It matters because a container has little room of its own, and segments of many partitions wait there.
+    Bytes that only a buffer holds could fail when the object is sent, as a bug, or be missing from it.
+    """
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    store = clouds.CloudStore("memory://room", MemoryStore(), spool_bytes=1 << 10)
+    for piece in (1000, 1 << 17):
+        with (
+            store.create("a/1.log") as writer,
+            pytest.raises(
+                UnreachableError, match=rf"a/1\.log: .* {tmp_path} .*File too large\); make room there"
+            ),
+        ):
+            for _ in range(70):
+                writer.write(bytes(piece))
+    assert list(store.list("")) == []
+    with store.create("a/1.log") as writer:
+        for _ in range(65):
+            writer.write(bytes(1000))
+        writer.commit()
+    assert store.size("a/1.log") == 65_000
+
+
+def test_nowhere_to_put_a_temporary_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No folder for temporary files can be written, as in a container whose file system is read-only.
+
+    It matters because small objects never need one: the first large segment does, hours after the start.
+    A stack trace would not say that TMPDIR must be set.
+    """
+
+    def nowhere() -> str:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr(tempfile, "gettempdir", nowhere)
+    store = clouds.CloudStore("memory://room", MemoryStore(), spool_bytes=1 << 10)
+    with (
+        store.create("a/1.log") as writer,
+        pytest.raises(ConfigurationError, match=r"No usable temporary directory .* set TMPDIR"),
+    ):
+        writer.write(bytes(2000))
+
+
 def test_unusable_folders(tmp_path: Path) -> None:
     """A file where a folder must be is an error of the configuration that names the path.
 
@@ -272,6 +324,26 @@ def test_unusable_folders(tmp_path: Path) -> None:
     store = open_store((tmp_path / "file" / "repository").as_uri())
     with pytest.raises(ConfigurationError, match=r"file/repository.*choose another folder"):
         store.create("1.json")
+    if Path("/proc/self").exists():
+        with pytest.raises(ConfigurationError, match=r"/proc/repository: no folder can be made there"):
+            open_store("file:///proc/repository").create("1.json")
+
+
+def test_a_folder_that_goes_away(tmp_path: Path) -> None:
+    """Somebody removes the folder of a repository before an object is begun, and before one is committed.
+
+    It matters because disks are unmounted, and tidied up, under a capture that runs.
+    A missing folder could pass for damage of the repository (exit code 4), which nobody mends by running again.
+    """
+    store = open_store((tmp_path / "repository").as_uri())
+    put(store, "a/1.json", b"{}")
+    with store.create("a/2.json") as writer:
+        writer.write(b"{}")
+        shutil.rmtree(tmp_path / "repository")
+        with pytest.raises(UnreachableError, match=r"a/2\.json cannot be made: .* was removed meanwhile"):
+            writer.commit()
+        with pytest.raises(UnreachableError, match=r"a/3\.json cannot be made: .* was removed meanwhile"):
+            store.create("a/3.json")
 
 
 @pytest.mark.parametrize(

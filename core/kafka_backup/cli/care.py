@@ -22,7 +22,10 @@ from kafka_backup.times import format_time
 
 @main.command()
 @click.option(
-    "--keep-days", type=click.IntRange(min=0), metavar="N", help="Keep the captures of the last N days."
+    "--keep-days",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Keep the captures of the N days up to the newest one.",
 )
 @click.option(
     "--keep-captures",

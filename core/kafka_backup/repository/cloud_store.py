@@ -9,8 +9,9 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from io import FileIO
 from types import TracebackType
-from typing import IO, Any, Self, cast
+from typing import Any, Self, cast
 
 import obstore
 from obstore.exceptions import (
@@ -67,6 +68,10 @@ _CLIENT_OPTIONS = frozenset(
 _CLIENT_DEFAULTS = {"connect_timeout": "5s", "timeout": "120s"}
 # S3 demands a checksum of what it is to keep under Object Lock, and checks it on arrival everywhere.
 _S3_DEFAULTS = {"checksum_algorithm": "SHA256"}
+
+_DENIED = (PermissionDeniedError, UnauthenticatedError)
+_DENIALS = ("401 Unauthorized", "403 Forbidden", "(code: AccessDenied)")
+"""In errors that obstore gives no kind: of listings, and of bulk requests, which each deletion is."""
 
 _memory: dict[str, MemoryStore] = {}
 _memory_lock = threading.Lock()
@@ -216,23 +221,25 @@ class CloudWriter:
         self._store = store
         self._key = key
         self._memory = bytearray()
-        self._file: IO[bytes] | None = None
+        self._file: FileIO | None = None
 
     def write(self, data: Buffer) -> None:
         """See `ObjectWriter`."""
         if self._file is None and len(self._memory) + len(data) <= self._spool_bytes:
             self._memory += data
             return
+        folder = _temporary_folder()
         try:
             if self._file is None:
-                self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by abort
-                self._file.write(self._memory)
+                # Without a buffer: what does not fit is known here, not when the file is sent or closed.
+                self._file = tempfile.TemporaryFile("w+b", buffering=0, dir=folder)  # noqa: SIM115 - closed by abort
+                _write_all(self._file, self._memory)
                 self._memory = bytearray()
-            self._file.write(data)
+            _write_all(self._file, data)
         except OSError as error:
             raise UnreachableError(
-                f"{self._url}/{self._key}: the temporary file in {tempfile.gettempdir()} cannot be written "
-                f"({error.strerror}); make room there or set TMPDIR, then run again"
+                f"{self._url}/{self._key}: the temporary file in {folder} cannot be written ({error.strerror}); make "
+                "room there or set TMPDIR, then run again"
             ) from error
 
     def commit(self) -> None:
@@ -251,7 +258,6 @@ class CloudWriter:
             if self._file is None:
                 self._put(bytes(self._memory))
             else:
-                self._file.flush()
                 # Never closed by us: it ends when the last piece of the request lets go of it.
                 self._put(mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ))
 
@@ -272,6 +278,22 @@ class CloudWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.abort()
+
+
+def _temporary_folder() -> str:
+    try:
+        return tempfile.gettempdir()
+    except OSError as error:
+        raise ConfigurationError(
+            f"large objects wait in a temporary file until they are sent, and nowhere can one be made ({error.strerror}); "
+            "set TMPDIR to a folder that can be written"
+        ) from error
+
+
+def _write_all(file: FileIO, data: Buffer) -> None:
+    view = memoryview(data).cast("B")
+    while len(view):
+        view = view[file.write(view) :]
 
 
 def _first_line(error: BaseException) -> str:
@@ -313,12 +335,10 @@ def _no_such_store(url: str) -> KafkaBackupError:
 def _translated(error: BaseError, place: str) -> KafkaBackupError:
     reason = _first_line(error)
     match error:
-        case PermissionDeniedError() | UnauthenticatedError():
+        case _ if isinstance(error, _DENIED) or any(word in reason for word in _DENIALS):
             return AuthorizationError(
                 f"{place}: the store denies it; check the credentials and rights ({reason})"
             )
-        case _ if "(code: AccessDenied)" in reason:  # of one object among those of a bulk request
-            return AuthorizationError(f"{place}: the store denies it ({reason})")
         case NotSupportedError() | InvalidPathError():
             return ConfigurationError(f"{place}: the store cannot do what a repository needs ({reason})")
     return UnreachableError(f"{place}: the store did not answer as it should; run again ({reason})")

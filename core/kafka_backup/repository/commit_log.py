@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from typing import Literal, Self
+from dataclasses import replace
+from typing import Self
 
 from kafka_backup.errors import DamagedError, WriterConflictError
 from kafka_backup.repository.checkpoints import (
@@ -24,6 +24,7 @@ from kafka_backup.repository.checkpoints import (
     put_pack,
     read_back,
 )
+from kafka_backup.repository.commit_flaws import CommitFlaw, commit_flaws
 from kafka_backup.repository.documents import (
     Commit,
     Incarnation,
@@ -44,74 +45,6 @@ from kafka_backup.repository.segments import StoredSegment
 from kafka_backup.repository.store import ObjectNotFoundError, Store, put_once
 
 _READERS = 8
-
-
-@dataclass(frozen=True, slots=True)
-class CommitFlaw:
-    """What is wrong with a commit: with its place in the ``chain``, or ``foreign``, of another log."""
-
-    kind: Literal["chain", "foreign"]
-    detail: str
-
-
-def commit_flaws(
-    commit: Commit,
-    *,
-    topic: str,
-    topic_id: str,
-    number: int,
-    previous_sha256: str | None,
-    ends: Mapping[int, int],
-) -> Iterator[CommitFlaw]:
-    """Yield every reason why a commit cannot be commit `number` of a log.
-
-    Args:
-        commit: as it was read.
-        topic: of the place where it was found.
-        topic_id: the same.
-        number: the same.
-        previous_sha256: of commit `number` - 1, None for commit 0.
-        ends: where each partition ended before this commit; a missing one was never captured.
-    """
-    named = commit.incarnation
-    if (named.topic, named.topic_id) != (topic, topic_id):
-        yield CommitFlaw("foreign", f"it belongs to {named.topic} ({named.topic_id})")
-    if commit.number != number:
-        yield CommitFlaw("foreign", f"it says that it is commit {commit.number}")
-    if commit.previous_sha256 != previous_sha256:
-        yield CommitFlaw(
-            "chain", f"it follows a commit with SHA-256 {commit.previous_sha256}, not {previous_sha256}"
-        )
-    seen: set[int] = set()
-    for part in commit.partitions:
-        name = f"partition {part.partition}"
-        if part.partition in seen or part.partition >= named.partition_count:
-            yield CommitFlaw("chain", f"{name} is named twice, or the topic has no such partition")
-        seen.add(part.partition)
-        end = ends.get(part.partition)
-        if not _begins_in_place(part, end):
-            before = "nothing comes before it" if end is None else f"the commits before it end at {end}"
-            yield CommitFlaw("chain", f"{name} begins at offset {part.start}, but {before}")
-        previous = -1
-        for entry in part.segments:
-            in_order = previous < entry.first_offset <= entry.last_offset
-            if not in_order or not part.start <= entry.last_offset < part.end:
-                yield CommitFlaw(
-                    "chain",
-                    f"{name}: the segment of offsets [{entry.first_offset}, {entry.last_offset + 1}) is out of "
-                    f"place in the range [{part.start}, {part.end})",
-                )
-            previous = entry.last_offset
-
-
-def _begins_in_place(part: PartitionRange, end: int | None) -> bool:
-    """Whether a range begins where the last one ended, or says why it does not."""
-    if part.truncated_to is not None:
-        return end is not None and part.truncated_to == part.start < end
-    skipped = part.not_captured
-    if skipped is not None:
-        return skipped.start < skipped.end == part.start and end in (None, skipped.start)
-    return end in (None, part.start)
 
 
 def _live_start(part: PartitionRange, entry: SegmentEntry) -> int:

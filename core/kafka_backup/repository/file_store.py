@@ -15,7 +15,7 @@ import os
 import secrets
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -189,7 +189,7 @@ class FileWriter:
     def __init__(self, store: FileStore, path: str) -> None:
         self._path = path
         self._folder = os.path.dirname(path)
-        with _errors(path):
+        with _errors(path, writes=True):
             store.make_folder(self._folder)
             self._file = self._create()
         self._open = True
@@ -213,7 +213,7 @@ class FileWriter:
 
     def commit(self) -> None:
         """See `ObjectWriter`."""
-        with _errors(self._path):
+        with _errors(self._path, writes=True):
             os.fsync(self._file)
             try:
                 os.link(self._temporary, self._path)
@@ -229,7 +229,8 @@ class FileWriter:
             with _errors(self._temporary):
                 # In this order: without its lock it would be taken for a leftover.
                 try:
-                    os.unlink(self._temporary)
+                    with suppress(FileNotFoundError):
+                        os.unlink(self._temporary)
                 finally:
                     os.close(self._file)
 
@@ -287,6 +288,10 @@ def _make_folder(path: str) -> bool:
         os.mkdir(path)
     except FileExistsError:
         return False
+    except FileNotFoundError:  # as in /proc, where nobody can make one
+        raise ConfigurationError(
+            f"{path}: no folder can be made there; choose another one for the repository"
+        ) from None
     return True
 
 
@@ -299,19 +304,24 @@ def _sync_folder(path: str) -> None:
 
 
 @contextmanager
-def _errors(path: str) -> Iterator[None]:
+def _errors(path: str, *, writes: bool = False) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise _translated(error, path) from error
+        raise _translated(error, path, writes=writes) from error
 
 
-def _translated(error: OSError, path: str) -> KafkaBackupError:
+def _translated(error: OSError, path: str, *, writes: bool) -> KafkaBackupError:
     """The error of this package that tells the caller what to do about an error of the system."""
     reason = os.strerror(error.errno) if error.errno else str(error)
     match error.errno:
         case errno.EEXIST:
             return ObjectExistsError(f"{path} exists already; nothing was changed")
+        case errno.ENOENT if writes:
+            return UnreachableError(
+                f"{path} cannot be made: its folder, or what was written of it, was removed meanwhile; look who cleans "
+                "up there and whether that disk is still mounted, then run again"
+            )
         case errno.ENOENT:
             return ObjectNotFoundError(f"{path} does not exist")
         case number if number in _DENIED:
