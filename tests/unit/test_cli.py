@@ -1,6 +1,7 @@
 """The command line: what it refuses, how it says so, and which exit code it ends with."""
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -548,7 +549,7 @@ def test_every_command_is_found_and_a_backup_loads_only_its_own(config: Path) ->
     assert main.get_command(None, "restor") is None
 
     loaded = subprocess.run(
-        [sys.executable, "-c", "import sys, kafka_backup.cli; print(*sys.modules)"],
+        [sys.executable, "-c", "import sys; from kafka_backup.cli import main; print(*sys.modules)"],
         capture_output=True,
         text=True,
         check=True,
@@ -556,3 +557,29 @@ def test_every_command_is_found_and_a_backup_loads_only_its_own(config: Path) ->
     others = ("restore", "restore_plan", "offset_automation", "verify", "retention", "lag", "drill")
     assert "kafka_backup.backup" in loaded
     assert not {f"kafka_backup.{each}" for each in others} & set(loaded)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_the_program_is_loaded(number: signal.Signals) -> None:
+    """What: a program that is stopped before its command has begun, as `kafka-backup` and as a module.
+
+    Why: loading takes half a second, and more on the busy machine where somebody presses Ctrl-C.
+    Risk: a stack trace and no answer, or an exit code that says "a bug" or "killed".
+    """
+    struck = f"""
+import os, runpy, sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "kafka_backup.engine":
+            os.kill(os.getpid(), {number.value})
+sys.meta_path.insert(0, Finder())
+sys.argv[1:] = ["list", "--json"]
+"""
+    for start in (
+        "from kafka_backup.cli.__main__ import run; run()",
+        "runpy.run_module('kafka_backup.cli', run_name='__main__')",
+    ):
+        done = subprocess.run([sys.executable, "-c", struck + start], capture_output=True, text=True)
+        assert done.returncode == 130, done.stderr
+        assert json.loads(done.stdout)["status"] == "interrupted"
+        assert done.stderr == "error: stopped on request, before anything was begun\n"
