@@ -266,11 +266,22 @@ class Engine:
             admin=self._target.admin,
         )
 
-    def offset_map(self, restore_id: str, source_topic: str, partition: int) -> OffsetMap:
-        """The offset map of a finished restore for one source partition."""
+    def offset_map(
+        self, restore_id: str, topic: str, partition: int, *, of_target: bool = False
+    ) -> OffsetMap:
+        """The offset map of one partition of a finished restore.
+
+        Args:
+            restore_id: of the restore.
+            topic: the source topic, or the restored one.
+            partition: its number.
+            of_target: which of them is meant where the restore gave one topic the name of another.
+        """
         from kafka_backup import restore
 
-        return restore.offset_map(restore_id, source_topic, partition, repository=self.repository())
+        return restore.offset_map(
+            restore_id, topic, partition, of_target=of_target, repository=self.repository()
+        )
 
     def verify(
         self,

@@ -6,18 +6,24 @@ remembered, always recomputed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
-from kafka_backup.errors import DamagedError
+from kafka_backup.errors import DamagedError, RefusedError
 from kafka_backup.records.convert import Bounds, TargetBatch, convert
 from kafka_backup.records.headers import Stamp
 from kafka_backup.records.merge import Walked, merge, worth_merging
 from kafka_backup.repository.buffers import Buffers
 from kafka_backup.repository.commit_log import CommitLog
 from kafka_backup.repository.documents import SegmentEntry
-from kafka_backup.repository.restore_documents import PlannedPartition, PlannedTopic, RestoreRequest
+from kafka_backup.repository.repository import Repository
+from kafka_backup.repository.restore_documents import (
+    PlannedPartition,
+    PlannedTopic,
+    RestorePlan,
+    RestoreRequest,
+)
 from kafka_backup.repository.segments import SegmentProofs, SegmentReader, StoredSegment, following
 from kafka_backup.repository.store import Store
 from kafka_backup.restore_source import source_segments
@@ -38,6 +44,28 @@ class PartitionTarget:
     def name(self) -> str:
         """The target partition, for messages."""
         return f"{self.topic.target} [{self.partition.partition}]"
+
+
+def partition_targets(
+    plan: RestorePlan, topic: PlannedTopic, topic_id: str, repository: Repository
+) -> Sequence[PartitionTarget]:
+    """The partitions of one planned topic, with the commit log that they are read by.
+
+    Raises:
+        RefusedError: the repository does not hold the commit that the plan names.
+    """
+    log = repository.commit_log(topic.source, topic.source_topic_id)
+    if log.head is None or log.head < topic.head or log.sha256_of(topic.head) != topic.head_sha256:
+        raise RefusedError(
+            f"commit {topic.head} of {topic.source} is not the one that restore {plan.request.restore_id} "
+            "was planned with; the repository was replaced. Plan a new restore"
+        )
+    return [
+        PartitionTarget(
+            request=plan.request, topic=topic, partition=partition, target_topic_id=topic_id, log=log
+        )
+        for partition in topic.partitions
+    ]
 
 
 class DamagedSourceError(DamagedError):

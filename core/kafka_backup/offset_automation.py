@@ -673,6 +673,10 @@ def find_reset(
     return None
 
 
+class OpenResetError(RefusedError):
+    """Another reset of the same groups is half done."""
+
+
 def refuse_open_resets(
     groups: Collection[str], cluster_id: str, store: GroupStore, *, but: str | None = None
 ) -> None:
@@ -685,7 +689,7 @@ def refuse_open_resets(
         but: the id of the reset that may be half done.
 
     Raises:
-        RefusedError: naming another one.
+        OpenResetError: naming another one.
     """
     for reset_id, state in store.resets().items():
         if state not in OPEN_STATES or reset_id == but:
@@ -693,7 +697,7 @@ def refuse_open_resets(
         other = store.reset(reset_id).plan()
         shared = {group.group for group in other.groups}.intersection(groups) if other is not None else set()
         if other is not None and other.cluster_id == cluster_id and shared:
-            raise RefusedError(
+            raise OpenResetError(
                 f"reset {reset_id} was interrupted while it was {state}, and is about group {min(shared)!r} too: run "
                 f"its command again, or 'groups rollback {reset_id} --execute'"
             )

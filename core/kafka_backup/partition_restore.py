@@ -25,9 +25,6 @@ from kafka_backup.repository.buffers import Buffers
 from kafka_backup.repository.segments import SegmentProofs
 from kafka_backup.restore_context import LogEnds, RestoreContext
 
-_SETTLE_SECONDS = 10.0
-"""As long as a produce request may wait at the broker: what was on its way has landed by then."""
-
 
 @dataclass(slots=True, kw_only=True)
 class Outcome:
@@ -204,6 +201,8 @@ class PartitionRestore:
     def _quiet_end(self, earlier: LogEnds | None = None) -> int:
         """The settled end, twice the same: a request that was still on its way has landed by then.
 
+        In between lies the time for which a produce request may wait at the broker.
+
         Args:
             earlier: a first reading, if there was one.
         """
@@ -213,7 +212,7 @@ class PartitionRestore:
         else:
             end, read_at = self._settled_end(), time.monotonic()
         while True:
-            self._stop.wait(max(0.0, read_at + _SETTLE_SECONDS - time.monotonic()))
+            self._stop.wait(max(0.0, read_at + self._cluster.settings.request_timeout - time.monotonic()))
             again = self._settled_end()
             if again == end:
                 return end

@@ -16,10 +16,11 @@ from functools import partial
 from typing import Literal
 
 from kafka_backup.errors import ConfigurationError, RefusedError, WriterConflictError
-from kafka_backup.expected_batches import PartitionTarget
+from kafka_backup.expected_batches import PartitionTarget, partition_targets
 from kafka_backup.kafka.cluster import Cluster
 from kafka_backup.kafka.topics import TopicAdmin
 from kafka_backup.offset_mapping import OffsetMap
+from kafka_backup.parallel import Work, in_parallel
 from kafka_backup.partition_restore import PartitionRestore
 from kafka_backup.progress import RestoreProgress, StopToken
 from kafka_backup.repository.documents import sha256_of
@@ -27,18 +28,17 @@ from kafka_backup.repository.expiry import pinned
 from kafka_backup.repository.repository import Repository
 from kafka_backup.repository.restore_documents import (
     AttemptTarget,
-    PlannedTopic,
     RestoreAttempt,
     RestorePlan,
     RestoreReport,
 )
 from kafka_backup.repository.restore_folder import RestoreFolder
-from kafka_backup.restore_attempt import Attempt, Work, in_parallel, partition_targets
+from kafka_backup.restore_attempt import Attempt
 from kafka_backup.restore_context import RestoreContext, RestoreLimits
 from kafka_backup.restore_findings import refusal
-from kafka_backup.restore_groups import has_expired as groups_have_expired
+from kafka_backup.restore_group_plan import has_expired as groups_have_expired
+from kafka_backup.restore_in_place import captured_plan
 from kafka_backup.restore_plan import make_plan, refuse_if_abandoned
-from kafka_backup.restore_target import offset_bounds
 from kafka_backup.restore_topics import release_retention as release
 from kafka_backup.rights import check_verify
 from kafka_backup.segment_skips import SegmentSkips
@@ -77,7 +77,7 @@ def run(
     refuse_if_abandoned(folder)
     stop = StopToken(stop)
     if plan.request.replace and folder.newest_attempt() is None:
-        plan = _captured(
+        plan = captured_plan(
             plan,
             repository=repository,
             folder=folder,
@@ -105,51 +105,6 @@ def run(
         stop=stop,
         on_progress=on_progress,
     ).run()
-
-
-def _captured(
-    plan: RestorePlan,
-    *,
-    repository: Repository,
-    folder: RestoreFolder,
-    cluster: Cluster,
-    admin: TopicAdmin,
-    capture: Callable[[Sequence[str]], None],
-) -> RestorePlan:
-    """The plan of a restore in place, made after a capture that holds all that will be deleted.
-
-    What was written before the point in time, and after the last scheduled capture, is in the final capture
-    alone: so the plan in force is made after it. One that is stored already counts as long as the topics
-    that it deletes are as their final capture left them, or are gone.
-    """
-    stored = folder.plan()
-    if stored is not None and stored.request == plan.request:
-        plan = stored
-    topics = [topic for topic in plan.topics if topic.replaces is not None]
-    if not any(_must_be_captured(topic, cluster) for topic in topics):
-        return plan
-    capture([topic.target for topic in topics])
-    plan = make_plan(
-        plan.request,
-        repository=repository,
-        cluster=cluster,
-        admin=admin,
-        number=plan.number + (stored is not None),
-        captured=True,
-    )
-    if (refused := refusal(plan)) is not None:
-        raise refused
-    return plan
-
-
-def _must_be_captured(topic: PlannedTopic, cluster: Cluster) -> bool:
-    assert topic.replaces is not None
-    found = cluster.survey([topic.target]).topics.get(topic.target)
-    if found is None or found.topic_id != topic.replaces.topic_id:
-        return not topic.replaces.captured
-    keys = [(topic.target, partition) for partition in range(len(topic.replaces.ends))]
-    bounds = offset_bounds(cluster, keys)
-    return not topic.replaces.captured or tuple(bounds[key][1] for key in keys) != topic.replaces.ends
 
 
 def _pinned(
@@ -259,7 +214,7 @@ def verify_restore(
         return ()
 
     works = [partial(verify_one, target) for target in targets]
-    in_parallel(works, threads=threads, stop=StopToken(stop), tick=lambda: None)
+    in_parallel(works, threads=threads, stop=StopToken(stop))
     return report
 
 
@@ -315,12 +270,15 @@ def release_retention(
     return release(admin, report.topics)
 
 
-def offset_map(restore_id: str, topic: str, partition: int, *, repository: Repository) -> OffsetMap:
+def offset_map(
+    restore_id: str, topic: str, partition: int, *, of_target: bool, repository: Repository
+) -> OffsetMap:
     """Read the offset map of one partition of a finished restore; see `Engine.offset_map`."""
     report = _finished(restore_id, repository)
-    sources = {one.target: one.source for one in report.topics} | {
-        one.source: one.source for one in report.topics
-    }
+    by_source = {one.source: one.source for one in report.topics}
+    by_target = {one.target: one.source for one in report.topics}
+    # One topic may have got the name of another.
+    sources = by_source | by_target if of_target else by_target | by_source
     if topic not in sources:
         raise ConfigurationError(f"restore {restore_id} did not restore the topic {topic!r}")
     document = repository.restore_folder(restore_id).offset_map(sources[topic], partition)

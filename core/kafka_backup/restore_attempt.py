@@ -5,22 +5,20 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 
 from kafka_backup.errors import DamagedError, RefusedError, WriterConflictError
-from kafka_backup.expected_batches import DamagedSourceError, PartitionTarget, expected_batches
+from kafka_backup.expected_batches import DamagedSourceError, PartitionTarget, partition_targets
 from kafka_backup.kafka.cluster import Cluster, OffsetAnswer
 from kafka_backup.kafka.fetch import FETCH_BYTES
 from kafka_backup.kafka.producer_ids import ProducerIds
 from kafka_backup.kafka.topics import TopicAdmin
+from kafka_backup.parallel import Work, in_parallel
 from kafka_backup.partition_restore import Outcome, PartitionRestore, produce
 from kafka_backup.produce_pipeline import lanes
 from kafka_backup.progress import RestoreProgress, StopToken
-from kafka_backup.repository.commit_log import CommitLog
 from kafka_backup.repository.documents import sha256_of
 from kafka_backup.repository.repository import Repository
 from kafka_backup.repository.restore_documents import (
@@ -37,86 +35,22 @@ from kafka_backup.repository.restore_documents import (
     VerifiedTopic,
 )
 from kafka_backup.repository.restore_folder import RestoreFolder
-from kafka_backup.repository.segments import SegmentReader
 from kafka_backup.restore_context import LogEnds, RestoreContext, RestoreLimits
 from kafka_backup.restore_groups import move_groups
+from kafka_backup.restore_in_place import prove
 from kafka_backup.restore_page import command_of, page_of
+from kafka_backup.restore_progress import ProgressTally
 from kafka_backup.restore_topics import RestoreTopics
 from kafka_backup.segment_skips import SegmentSkips
 
-_PROGRESS_SECONDS = 0.5
-_OWNERSHIP_SECONDS = 5.0
-"""A run that did not look for that long whether it still owns its restore looks before it sends again.
-
-Less than the time for which a newer run waits before it believes that nothing is on its way.
-"""
 _SMALLEST_FETCH = 64 << 10
 _FIRST_LOOK_SECONDS = 5.0
 """A partition whose leader does not answer within it is asked again when its turn comes."""
 
 
-def partition_targets(
-    plan: RestorePlan, topic: PlannedTopic, topic_id: str, repository: Repository
-) -> Sequence[PartitionTarget]:
-    """The partitions of one planned topic, with the commit log that they are read by.
-
-    Raises:
-        RefusedError: the repository does not hold the commit that the plan names.
-    """
-    log = repository.commit_log(topic.source, topic.source_topic_id)
-    if log.head is None or log.head < topic.head or log.sha256_of(topic.head) != topic.head_sha256:
-        raise RefusedError(
-            f"commit {topic.head} of {topic.source} is not the one that restore {plan.request.restore_id} "
-            "was planned with; the repository was replaced. Plan a new restore"
-        )
-    return [
-        PartitionTarget(
-            request=plan.request, topic=topic, partition=partition, target_topic_id=topic_id, log=log
-        )
-        for partition in topic.partitions
-    ]
-
-
 def is_incomplete(topics: Sequence[VerifiedTopic | RestoredTopic]) -> bool:
     """Whether damaged segments were left out."""
     return any(part.missing for topic in topics for part in topic.partitions)
-
-
-Work = Callable[[StopToken], Sequence["Work"]]
-"""Something to be done by one thread; returns what is to be done next."""
-
-
-def in_parallel(works: Sequence[Work], *, threads: int, stop: StopToken, tick: Callable[[], None]) -> None:
-    """Do all works, and those that come of them before the others; the first error stops all and is raised.
-
-    This thread wakes every 0.2 s, so that a signal or an interrupt is seen, and calls `tick`.
-    """
-    waiting = deque(works)
-    with ThreadPoolExecutor(max_workers=threads, thread_name_prefix="restore") as pool:
-        futures: set[Future[Sequence[Work]]] = set()
-        try:
-            while waiting or futures:
-                while waiting and len(futures) < threads:
-                    futures.add(pool.submit(waiting.popleft(), stop))
-                done, futures = wait(futures, timeout=0.2, return_when=FIRST_COMPLETED)
-                tick()
-                for future in done:
-                    waiting.extendleft(future.result())
-                stop.check()
-        except BaseException:
-            stop.stop()
-            for future in futures:
-                future.cancel()
-            raise
-
-
-@dataclass(slots=True)
-class _Tally:
-    """Progress of one target topic, written by the partition threads."""
-
-    topic: PlannedTopic
-    records: dict[str, int] = field(default_factory=lambda: {"produce": 0, "verify": 0})
-    raw_bytes: dict[str, int] = field(default_factory=lambda: {"produce": 0, "verify": 0})
 
 
 class Attempt:
@@ -147,16 +81,14 @@ class Attempt:
         self._limits = limits
         self._skip_damaged = skip_damaged
         self._stop = stop
-        self._on_progress = on_progress
         self._began = time.monotonic()
         self._started_at = time.time_ns() // 1_000_000
         self._attempt = 0
         self._owned_at = 0.0
         self._lock = threading.Lock()
-        self._tallies = {topic.target: _Tally(topic) for topic in plan.topics}
+        self._progress = ProgressTally(plan, on_progress)
         self._outcomes: dict[tuple[str, int], Outcome] = {}
         self._damage: list[DamagedSourceError] = []
-        self._told = 0.0
 
     def run(self) -> RestoreReport:
         """Carry out the attempt.
@@ -175,7 +107,14 @@ class Attempt:
             )
         verification = self._folder.verification()
         if verification is None:
-            self._prove_replacements()
+            if self._plan.request.replace:
+                prove(
+                    self._plan,
+                    repository=self._repository,
+                    cluster=self._cluster,
+                    threads=self._threads,
+                    stop=self._stop,
+                )
             topic_ids = self._topics.prepare(previous)
         else:
             topic_ids = {topic.target: topic.target_topic_id for topic in verification.topics}
@@ -201,31 +140,6 @@ class Attempt:
             still_ours=self._still_ours,
             stop=self._stop,
         )
-
-    def _prove_replacements(self) -> None:
-        """Before anything is deleted: read back all that its restore needs, and all that it holds.
-
-        A damaged segment found later would have been deleted for good.
-        """
-        works: list[Work] = []
-        for topic in self._topics.doomed():
-            assert topic.replaces is not None
-            log = self._repository.commit_log(topic.target, topic.replaces.topic_id)
-            works += [partial(self._prove, log, number) for number in range(len(topic.replaces.ends))]
-            targets = partition_targets(self._plan, topic, topic.replaces.topic_id, self._repository)
-            works += [partial(self._prove_expected, target) for target in targets]
-        in_parallel(works, threads=self._threads, stop=self._stop, tick=lambda: None)
-
-    def _prove(self, log: CommitLog, partition: int, stop: StopToken) -> Sequence[Work]:
-        for segment in log.segments(partition):
-            for _ in SegmentReader(self._repository.store, segment).batches(check_crc=True):
-                stop.check()
-        return ()
-
-    def _prove_expected(self, target: PartitionTarget, stop: StopToken) -> Sequence[Work]:
-        for _ in expected_batches(target, self._repository.store, before_segment=stop.check):
-            stop.check()
-        return ()
 
     def _check_plan(self, previous: Sequence[RestoreAttempt]) -> None:
         for attempt in previous:
@@ -267,8 +181,11 @@ class Attempt:
         )
 
     def _still_ours_lately(self) -> None:
-        """As `_still_ours`, but ask only if that is some seconds ago: it was frozen, or sent very slowly."""
-        if time.monotonic() - self._owned_at > _OWNERSHIP_SECONDS:
+        """As `_still_ours`, but ask only if that is some seconds ago: it was frozen, or sent very slowly.
+
+        Half of the time for which a newer run waits before it believes that nothing is on its way.
+        """
+        if time.monotonic() - self._owned_at > self._cluster.settings.request_timeout / 2:
             self._still_ours()
 
     def _restore(self, topic_ids: Mapping[str, str]) -> RestoreVerification:
@@ -281,8 +198,8 @@ class Attempt:
         skips = SegmentSkips(self._folder, allowed=self._skip_damaged, before_decision=self._still_ours)
         context = self._context(skips)
         works = [partial(self._produce, context, lane) for lane in lanes(targets, self._leaders())]
-        in_parallel(works, threads=self._threads, stop=self._stop, tick=self._tell)
-        self._tell(final=True)
+        in_parallel(works, threads=self._threads, stop=self._stop, tick=self._progress.tell)
+        self._progress.tell(final=True)
         self._refuse_damage()
         self._still_ours()
         self._store_offset_maps(skips)
@@ -365,49 +282,20 @@ class Attempt:
     def _partition_restore(
         self, context: RestoreContext, target: PartitionTarget, stop: StopToken
     ) -> PartitionRestore:
-        tally = self._tallies[target.topic.target]
-
-        def on_records(phase: str, records: int, size: int) -> None:
-            with self._lock:
-                tally.records[phase] += records
-                tally.raw_bytes[phase] += size
-
-        return PartitionRestore(target, replace(context, on_records=on_records), stop=stop)
+        counter = self._progress.counter(target.topic.target)
+        return PartitionRestore(target, replace(context, on_records=counter), stop=stop)
 
     def _refuse_damage(self) -> None:
         """After all other partitions are done: name every damaged object at once."""
         if self._damage:
             listed = "; ".join(sorted(map(str, self._damage)))
+            if self._skip_damaged:
+                remark = "; what is in the target already cannot be left out any more"
+            else:
+                remark = "" if self._plan.request.replace else ", or say --skip-damaged to go on without them"
             raise DamagedError(
                 f"{len(self._damage)} partitions of restore {self._folder.restore_id} stopped before damaged data, "
-                f"the others are written: {listed}. Put the objects back from a copy of the repository and run the "
-                "same restore again"
-                + (
-                    "; what is in the target already cannot be left out any more"
-                    if self._skip_damaged
-                    else ", or say --skip-damaged to go on without them"
-                )
-            )
-
-    def _tell(self, *, final: bool = False) -> None:
-        now = time.monotonic()
-        if self._on_progress is None or (not final and now - self._told < _PROGRESS_SECONDS):
-            return
-        self._told = now
-        for tally in self._tallies.values():
-            with self._lock:
-                phase = "verify" if tally.records["verify"] else "produce"
-                done, raw_bytes = tally.records[phase], tally.raw_bytes[phase]
-            self._on_progress(
-                RestoreProgress(
-                    phase="verify" if phase == "verify" else "produce",
-                    source=tally.topic.source,
-                    target=tally.topic.target,
-                    records_done=done,
-                    records_total=sum(part.records for part in tally.topic.partitions),
-                    raw_bytes=raw_bytes,
-                    seconds=now - self._began,
-                )
+                f"the others are written: {listed}. When the objects are back, run the same restore again{remark}"
             )
 
     def _verified(self, topic: PlannedTopic, topic_id: str, skips: SegmentSkips) -> VerifiedTopic:

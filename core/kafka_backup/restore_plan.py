@@ -32,7 +32,7 @@ from kafka_backup.repository.restore_documents import (
 from kafka_backup.repository.restore_folder import RestoreFolder
 from kafka_backup.repository.segments import StoredSegment
 from kafka_backup.restore_findings import Findings
-from kafka_backup.restore_groups import check_groups, plan_groups
+from kafka_backup.restore_group_plan import check_groups, plan_groups
 from kafka_backup.restore_source import (
     INTERNAL_TOPICS,
     SourceTopic,
@@ -98,6 +98,7 @@ def make_plan(
     number: int,
     captured: bool = False,
     skip_damaged: bool = False,
+    group_snapshot: str | None = None,
 ) -> RestorePlan:
     """Make a plan from what repository and target are now; stores nothing.
 
@@ -109,6 +110,7 @@ def make_plan(
         number: of the plan; 1 unless an earlier one is to be replaced.
         captured: the final capture of what is replaced is done; whatever it does not hold is a problem.
         skip_damaged: missing and damaged objects are noted, and no problem.
+        group_snapshot: whose positions the groups get; by default it is chosen.
 
     Raises:
         ConfigurationError: the request names what the repository lacks.
@@ -119,7 +121,14 @@ def make_plan(
         request, repository, cluster, admin, metadata, findings, captured=captured, skip_damaged=skip_damaged
     )
     topics = planner.topics()
-    groups = plan_groups(request, topics, repository=repository, cluster=cluster, findings=findings)
+    groups = plan_groups(
+        request,
+        topics,
+        repository=repository,
+        cluster=cluster,
+        findings=findings,
+        snapshot_id=group_snapshot,
+    )
     return RestorePlan(
         number=number,
         request=request,

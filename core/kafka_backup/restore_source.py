@@ -34,8 +34,8 @@ def source_segments(
 ) -> Sequence[StoredSegment]:
     """Return the live segments of a partition as of commit `head` that reach above `start`, in offset order.
 
-    A plan says where it starts: what expires later is kept for it, and must not be left out. Segments whose largest timestamp lies before `from_ms` are left out: none of their records can be
-    wanted.
+    A plan says where it starts: what expires later is kept for it, and must not be left out. Segments whose
+    largest timestamp lies before `from_ms` are left out: none of their records can be wanted.
     """
     return [
         segment
@@ -296,7 +296,10 @@ def check_objects(
     for place, (key, segment) in enumerate(wanted.items()):
         size = store.size(key) if place < _ASKED_BY_NAME else None
         if size is None:
-            found("missing_object", source.topic, f"the object {key} is missing", segment.partition)
+            detail = (
+                f"the object {key} is missing, and with it source offsets [{segment.start}, {segment.end})"
+            )
+            found("missing_object", source.topic, detail, segment.partition)
         else:
             _check_size(source, segment, size, found)
 
@@ -311,6 +314,7 @@ def _check_size(
         found(
             "damaged_object",
             source.topic,
-            f"the object {segment.key} has {size} bytes instead of {segment.entry.stored_size}",
+            f"the object {segment.key} with source offsets [{segment.start}, {segment.end}) has {size} bytes instead of "
+            f"{segment.entry.stored_size}",
             segment.partition,
         )

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from kafka_backup.errors import RefusedError
 from kafka_backup.kafka.cluster import Cluster
 from kafka_backup.kafka.metadata import TopicMetadata
-from kafka_backup.kafka.topics import TopicAdmin, delete_topic, wait_for_leaders
+from kafka_backup.kafka.topics import TopicAdmin, wait_for_leaders
 from kafka_backup.progress import StopToken
 from kafka_backup.repository.restore_documents import (
     PlannedTopic,
@@ -17,6 +17,7 @@ from kafka_backup.repository.restore_documents import (
     RestorePlan,
     VerifiedTopic,
 )
+from kafka_backup.restore_in_place import delete_replaced, is_doomed
 from kafka_backup.restore_target import offset_bounds, safe_configuration
 
 _RETENTION = ("retention.ms", "retention.bytes")
@@ -57,48 +58,22 @@ class RestoreTopics:
         existing = self._existing(
             {entry.topic: entry.topic_id for entry in previous[-1].targets} if previous else {}
         )
-        doomed = {topic.target for topic in self._doomed(existing)}
+        doomed = {topic.target for topic in self._plan.topics if is_doomed(topic, existing)}
+        existing = {name: found for name, found in existing.items() if name not in doomed}
         if not previous:
-            self._check_untouched({name: found for name, found in existing.items() if name not in doomed})
+            self._check_untouched(existing)
+        if doomed:
+            delete_replaced(self._plan, cluster=self._cluster, stop=self._stop)
         topic_ids = {}
         for topic in self._plan.topics:
             self._stop.check()
             found = existing.get(topic.target)
-            if topic.target in doomed:
-                self._delete(topic)
-                found = None
             # Without a claim it may be the topic of an attempt that died before its claim.
             topic_ids[topic.target] = found.topic_id if found is not None else self._create(topic)
             known = self._admin.describe_configs([topic.target], check_stop=self._stop.check)[topic.target]
             safe = safe_configuration(known, max_batch_bytes=topic.max_batch_bytes)
             self._admin.alter_configs(topic.target, set=safe, delete=(), check_stop=self._stop.check)
         return topic_ids
-
-    def doomed(self) -> Sequence[PlannedTopic]:
-        """The planned topics in whose place another topic still is, which the plan says to delete."""
-        return self._doomed(self._cluster.survey([topic.target for topic in self._plan.topics]).topics)
-
-    def _doomed(self, existing: Mapping[str, TopicMetadata]) -> Sequence[PlannedTopic]:
-        return [
-            topic
-            for topic in self._plan.topics
-            if topic.replaces is not None
-            and (found := existing.get(topic.target)) is not None
-            and found.topic_id == topic.replaces.topic_id
-        ]
-
-    def _delete(self, topic: PlannedTopic) -> None:
-        """Delete what the plan replaces, unless somebody wrote into it since its final capture."""
-        assert topic.replaces is not None
-        replaced = topic.replaces
-        keys = [(topic.target, partition) for partition in range(len(replaced.ends))]
-        bounds = offset_bounds(self._cluster, keys)
-        if (ends := tuple(bounds[key][1] for key in keys)) != replaced.ends:
-            raise RefusedError(
-                f"{topic.target} is still written: it ends at {list(ends)} and its final capture at "
-                f"{list(replaced.ends)}; nothing was deleted. Stop whoever writes into it, and run the same restore again"
-            )
-        delete_topic(self._cluster, topic.target, replaced.topic_id)
 
     def check(self, topic_ids: Mapping[str, str]) -> None:
         """Refuse targets that are not these topics any more."""

@@ -218,10 +218,10 @@ def _restore(
         plan = run_interruptibly(
             lambda _: engine.plan_restore(config.request(), skip_damaged=config.skip_damaged)
         )
-        context.log.info(_plan_lines(plan))
-        _refuse_problems(plan)
+        context.log.info(_plan_lines(plan, config))
+        _refuse_problems(plan, config)
         if config.mode == "dry_run":
-            yield dg.Output(None, metadata=DRY_RUN | plan_metadata(plan) | _planned_moves(plan))
+            yield dg.Output(None, metadata=DRY_RUN | plan_metadata(plan) | _planned_moves(plan, config))
             return
         report = _execute(context, config, engine, plan)
     for topic in report.topics:
@@ -262,22 +262,22 @@ def whole(report: "RestoreReport") -> "RestoreReport":
     return report
 
 
-def _refuse_problems(plan: "RestorePlan") -> None:
+def _refuse_problems(plan: "RestorePlan", config: RestoreConfig) -> None:
     if plan.problems:
         lines = problem_lines(plan.problems)
         raise dg.Failure(
             description=f"restore {plan.request.restore_id} is refused, nothing was changed:\n"
             + "\n".join(lines),
-            metadata=plan_metadata(plan) | _planned_moves(plan),
+            metadata=plan_metadata(plan) | _planned_moves(plan, config),
             allow_retries=False,
         )
 
 
-def _planned_moves(plan: "RestorePlan") -> Metadata:
+def _planned_moves(plan: "RestorePlan", config: RestoreConfig) -> Metadata:
     """Return where the positions of consumer groups will go; what only the records tell is left open."""
     if plan.groups is None:
         return {}
-    bounded = _is_bounded(plan)
+    bounded = _is_bounded(config)
     rows: list[Row] = [
         {
             "group": move.group,
@@ -288,7 +288,7 @@ def _planned_moves(plan: "RestorePlan") -> Metadata:
             "target_offset": "by its records" if move.offset is None else str(move.offset),
             "to_read": ("at most " if bounded or move.offset is None else "") + str(move.remaining),
         }
-        for move in plan.groups.moves
+        for move in plan.moves(skip_damaged=config.skip_damaged)
     ]
     columns = dict.fromkeys(("group", "source", "target", "target_offset", "to_read"), "string") | {
         "partition": "integer",
@@ -315,17 +315,17 @@ def _moves(report: "RestoreReport") -> Metadata:
     return moved
 
 
-def _is_bounded(plan: "RestorePlan") -> bool:
-    """Whether a restore has bounds of time, so that its plan knows only how many records it is at most."""
-    return plan.request.from_ms is not None or plan.request.until_ms is not None
+def _is_bounded(config: RestoreConfig) -> bool:
+    """Whether a plan knows only how many records it is at most: of bounds of time, or of damage to be left out."""
+    return config.skip_damaged or config.from_time is not None or config.until_time is not None
 
 
-def _plan_lines(plan: "RestorePlan") -> str:
+def _plan_lines(plan: "RestorePlan", config: RestoreConfig) -> str:
     lines = [f"restore {plan.request.restore_id} into cluster {plan.target_cluster_id}:"]
     for topic in plan.topics:
         records = sum(part.records for part in topic.partitions)
         raw_bytes = sum(part.raw_bytes for part in topic.partitions)
-        bound = "at most " if _is_bounded(plan) else ""
+        bound = "at most " if _is_bounded(config) else ""
         lines.append(
             f"{topic.source} -> {topic.target}: {len(topic.partitions)} partitions, {bound}{records:,} "
             f"records, {raw_bytes / 1e6:.1f} MB"

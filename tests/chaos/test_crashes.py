@@ -17,9 +17,9 @@ import zstandard
 from confluent_kafka import Producer, TopicPartition
 
 from kafka_backup import Engine
-from tests.support.engine import open_engine
+from tests.support.engine import capture, open_engine
 from tests.support.forked import Forked
-from tests.support.groups import Positions, group_client, set_positions
+from tests.support.groups import Positions, commit, group_client, positions, set_positions
 from tests.support.kafka_cluster import KafkaCluster
 from tests.support.mortal import POINTS
 from tests.support.records import NewRecord, Record, decode_records, renumbered
@@ -248,6 +248,38 @@ def test_a_restore_killed_between_data_and_positions_is_completed(source: Source
         _check_restored(source, f"{_file(point)}-")
 
     try_all(points, attempt, at_once=AT_ONCE)
+
+
+def test_a_replacement_killed_at_any_point_is_completed(kafka: KafkaCluster, tmp_path: Path) -> None:
+    """Tests kill -9 of a restore in place: in its final capture, around each deletion, and up to its groups and report.
+
+    It matters because in between the topics do not exist, and their data and positions are in the repository alone.
+    A run that cannot go on there, deletes what it has just made, or forgets who had read what, is the disaster itself.
+    """
+
+    def attempt(point: str) -> None:
+        shell = _shell(kafka, tmp_path / _file(point))
+        topics = [new_topic(kafka, config=SETTINGS) for _ in range(2)]
+        group = f"{topics[0]}-readers"
+        with open_engine(kafka, shell.repository) as engine:
+            for first, read in ((0, 10), (60, 77)):
+                for topic in topics:
+                    more = _records(first, 60)
+                    produce(kafka.bootstrap_servers, topic, more, config={"batch.size": 12000})
+                commit(kafka.bootstrap_servers, group, {(topic, 0): read for topic in topics})
+                if not first:
+                    capture(engine, *topics)
+        sources = [_source(kafka, topic) for topic in topics]
+        arguments = ["restore", "--id", "r", "--groups", group, "--replace", "--execute"]
+        arguments += [word for topic in topics for word in ("--topic", topic)]
+        _run(shell, arguments, point=point)
+        _run(shell, arguments)
+        for source in sources:
+            _check_restored(source, "")
+            _check_repository(shell, source, whole=True)
+        assert positions(kafka, group) == {(topic, 0): 77 for topic in topics}
+
+    try_all(_points("replacement"), attempt, at_once=AT_ONCE)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from kafka_backup import Engine, StopToken, parse_config, partition_restore
+from kafka_backup import Engine, StopToken, parse_config
 from kafka_backup.kafka.produce import TopicProducer
 from kafka_backup.partition_capture import PartitionCapture
 from kafka_backup_dagster import (
@@ -18,7 +18,7 @@ from kafka_backup_dagster import (
     kafka_backup_assets,
 )
 from tests.support.damage import damage
-from tests.support.engine import engine_config
+from tests.support.engine import NEAR, engine_config
 from tests.support.groups import commit, positions
 from tests.support.kafka_cluster import KafkaCluster
 from tests.support.records import NewRecord, Record
@@ -63,7 +63,11 @@ class Dagster:
         **backup: object,
     ) -> None:
         content = {
-            "cluster": {"bootstrap_servers": kafka.bootstrap_servers, "retry_seconds": 20},
+            "cluster": {
+                "bootstrap_servers": kafka.bootstrap_servers,
+                "retry_seconds": 20,
+                "properties": NEAR,
+            },
             "repository": {"url": f"file://{folder}/repository"},
             "backup": {"topics": list(topics), "consumer_groups": list(consumer_groups), **backup},
         }
@@ -584,7 +588,5 @@ def test_terminated_backup_and_restore_go_on_where_they_stopped(kafka: KafkaClus
         stopped = dagster.restore(**form)
     assert status(stopped) == dg.DagsterRunStatus.CANCELED
     assert not list(repository.rglob("restores/r/reports/*.json"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(partition_restore, "_SETTLE_SECONDS", 2)  # the broker is well
-        assert dagster.restore(**form).success
+    assert dagster.restore(**form).success
     assert ends(kafka.bootstrap_servers, f"p-{topic}")[0] == (0, count)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -11,11 +12,12 @@ from typing import Any
 
 import pytest
 
-from kafka_backup import DamagedError, RestoreRequest, WriterConflictError, partition_restore
+from kafka_backup import DamagedError, RestoreRequest, WriterConflictError
 from kafka_backup.repository.restore_folder import RestoreFolder
 from kafka_backup.restore_attempt import Attempt
 from kafka_backup.segment_skips import SegmentSkips
 from tests.support.engine import capture, open_engine
+from tests.support.groups import positions_of, set_positions
 from tests.support.kafka_cluster import KafkaCluster
 from tests.support.records import NewRecord, Record, renumbered
 from tests.support.shell import Shell
@@ -25,19 +27,19 @@ NOW = int(time.time() * 1000)
 COUNT = 4000
 
 
-@pytest.fixture(autouse=True)
-def quick_settling(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing of a dead run is still on its way here: runs die between their requests."""
-    monkeypatch.setattr(partition_restore, "_SETTLE_SECONDS", 0.5)
-
-
 @dataclass(frozen=True)
 class Origin:
-    """A captured topic of two partitions with several segments each."""
+    """A captured topic of two partitions with several segments each, and groups all over the first one."""
 
     topic: str
+    group: str
     repository: Path
     records: dict[int, list[Record]]
+
+    @property
+    def groups(self) -> dict[str, int]:
+        """The groups and their positions."""
+        return {f"{self.group}-{offset}": offset for offset in range(0, COUNT + 1, 400)}
 
     def segments(self, repository: Path, partition: int) -> list[tuple[Path, range]]:
         """The segments of a partition and the offsets in them."""
@@ -59,10 +61,16 @@ def origin(kafka: KafkaCluster, tmp_path_factory: pytest.TempPathFactory) -> Ori
             for i in range(COUNT)
         ]
         produce(kafka.bootstrap_servers, topic, records, partition=partition, config={"batch.size": 8_000})
-    repository = tmp_path_factory.mktemp("origin") / "repository"
-    with open_engine(kafka, repository, segment_bytes=1 << 16, compression="none") as engine:
+    origin = Origin(
+        topic,
+        f"group-{secrets.token_hex(4)}",
+        tmp_path_factory.mktemp("origin") / "repository",
+        read_topic(kafka.bootstrap_servers, topic),
+    )
+    set_positions(kafka, {name: {(topic, 0): offset} for name, offset in origin.groups.items()})
+    with open_engine(kafka, origin.repository, segment_bytes=1 << 16, compression="none") as engine:
         capture(engine, topic)
-    return Origin(topic, repository, read_topic(kafka.bootstrap_servers, topic))
+    return origin
 
 
 @pytest.fixture
@@ -118,10 +126,10 @@ def _command(origin: Origin, prefix: str) -> Sequence[str]:
 def test_what_is_damaged_is_left_out_only_when_told(
     kafka: KafkaCluster, origin: Origin, shell: Shell, damage: Callable[[Path, Path], None]
 ) -> None:
-    """Tests a damaged segment: exit 4 by name; with --skip-damaged all the rest, and exactly what is missing, exit 4.
+    """Tests a damaged segment: exit 4 by name; with --skip-damaged all the rest, groups too, and exactly what is missing.
 
     It matters because a bucket rots, and most of a topic is better than nothing, if everybody knows which part.
-    A restore that skips on its own, or ends green after it, loses records without a word.
+    A restore that skips on its own, ends green after it, or plans numbers that do not come true, deceives its user.
     """
     prefix = f"{damage.__name__.strip('_')}-"
     target = prefix + origin.topic
@@ -131,14 +139,17 @@ def test_what_is_damaged_is_left_out_only_when_told(
     damage(path, neighbour)
     gone = {*lost, *(also_lost if damage is _swapped else ())}
 
-    refused = shell.json(*_command(origin, prefix), code=4)
+    command = (*_command(origin, prefix), "--groups", f"{origin.group}-*")
+    refused = shell.json(*command, code=4)
     assert path.name in str(refused)
     before_it = [record for record in origin.records[0] if record.offset < lost.start]
     if target in kafka.admin().list_topics(timeout=10).topics:  # else the plan saw it
         written = read_topic(kafka.bootstrap_servers, target)
         assert written == {0: before_it, 1: origin.records[1]}
 
-    done = shell.json(*_command(origin, prefix), "--skip-damaged", code=4)
+    planned = shell.json(*(word for word in command if word != "--execute"), "--skip-damaged")
+    assert {row["after"] for row in planned["groups"]} == {0, None}  # nobody knows before the data is read
+    done = shell.json(*command, "--skip-damaged", code=4)
     assert done["status"] == "incomplete"
     assert [
         (part["partition"], span["start"], span["end"])
@@ -148,6 +159,12 @@ def test_what_is_damaged_is_left_out_only_when_told(
     assert all(path.name in str(done) for path, each in segments if each.start in gone)
     expected = [record for record in origin.records[0] if record.offset not in gone]
     assert read_topic(kafka.bootstrap_servers, target) == {0: renumbered(expected), 1: origin.records[1]}
+    moved = positions_of(kafka, origin.groups)
+    assert {name: moved[name][target, 0] for name in origin.groups} == {
+        name: sum(record.offset < offset for record in expected) for name, offset in origin.groups.items()
+    }
+    at_most = {row["group"]: row["remaining"] for row in planned["groups"]}
+    assert all(row["remaining"] <= at_most[row["group"]] for row in done["groups"])
 
     found = shell.json(
         *("offset-map", "--restore", "r", "--topic", origin.topic, "--partition", "0"),
@@ -157,7 +174,7 @@ def test_what_is_damaged_is_left_out_only_when_told(
     assert [each["missing"] for each in found] == [False, True, True, False]
 
     # The same command says the same again, and so does its verification.
-    assert shell.json(*_command(origin, prefix), code=4) == done
+    assert shell.json(*command, code=4) == done
     answer = shell.run("verify", "--restore", "r", code=4)
     assert f"{target} [0] lacks source offsets [{lost.start}, {lost.stop})" in answer.stderr
     page = (shell.repository / done["page"]).read_text()

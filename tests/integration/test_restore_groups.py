@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from kafka_backup import (
     RestorePlan,
     RestoreRequest,
     WriterConflictError,
+    offset_automation,
 )
 from kafka_backup.kafka.group_transaction import GroupTransaction
 from kafka_backup.kafka.groups import GroupClient, GroupOffsets
@@ -515,6 +517,64 @@ def test_a_run_that_was_overtaken_moves_nothing(
             engine.restore(plan)
         assert positions(kafka, group)[target, 0] == 12
         assert set(GroupStore(engine.repository().store).resets().values()) == {"verified", "failed"}
+
+
+def test_a_run_that_finds_an_older_one_in_its_reset_waits_for_it(
+    kafka: KafkaCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What: the older of two runs begins its reset after the newer one has looked for one, and stops in the middle.
+
+    Why: a scheduler starts a run again that it believes lost; the newer one is to complete the restore.
+    Risk: both refuse because of the other, and nobody has moved the groups.
+    """
+    topic, group = filled_topic(kafka), new_group()
+    commit(kafka.bootstrap_servers, group, {(topic, 0): 7})
+    put_really, refuse_really = ResetFolder.put_plan, offset_automation.refuse_open_resets
+    planned, looked, begun = threading.Event(), threading.Event(), threading.Event()
+    ended: list[BaseException] = []
+    with open_engine(kafka, tmp_path) as engine, open_engine(kafka, tmp_path) as other:
+        capture(engine, topic)
+
+        def put_plan(folder: ResetFolder, plan: Any) -> None:
+            monkeypatch.setattr(ResetFolder, "put_plan", put_really)
+            planned.set()
+            looked.wait(60)
+            put_really(folder, plan)
+
+        def run_older() -> None:
+            try:
+                engine.restore(plan_of(engine, "r1", topic, group))
+            except WriterConflictError as error:
+                ended.append(error)
+
+        monkeypatch.setattr(ResetFolder, "put_plan", put_plan)
+        older = threading.Thread(target=run_older)
+        older.start()
+        assert planned.wait(60)
+
+        nothing_moved = offset_automation._Reset._nothing_moved
+
+        def stopping(reset: Any, error: RefusedError, *, is_resumed: bool) -> None:
+            begun.set()  # its step says that it is applying
+            refused.wait(60)
+            nothing_moved(reset, error, is_resumed=is_resumed)
+
+        refused = threading.Event()
+
+        def refuse_open_resets(*arguments: Any, **named: Any) -> None:
+            looked.set()
+            begun.wait(60)
+            try:
+                refuse_really(*arguments, **named)
+            finally:
+                refused.set()
+                older.join(60)
+
+        monkeypatch.setattr(offset_automation._Reset, "_nothing_moved", stopping)
+        monkeypatch.setattr(offset_automation, "refuse_open_resets", refuse_open_resets)
+        report = other.restore(plan_of(other, "r1", topic, group))
+        assert (report.attempt, len(ended)) == (2, 1)
+        assert positions(kafka, group)[f"restored-{topic}", 0] == 7
 
 
 def test_groups_move_to_another_cluster(kafka: KafkaCluster, kafka3: KafkaCluster, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from pathlib import Path
 
@@ -16,28 +17,28 @@ from kafka_backup import (
     RestoreReport,
     RestoreRequest,
     UnreachableError,
-    partition_restore,
-    restore_topics,
+    restore_in_place,
 )
-from kafka_backup.kafka.topics import TopicAdmin
+from kafka_backup.kafka.cluster import Cluster
+from kafka_backup.kafka.topics import delete_topic
 from kafka_backup.partition_capture import PartitionCapture
 from kafka_backup.repository.restore_folder import RestoreFolder
+from kafka_backup.repository.store import open_store
 from tests.support.engine import capture, open_engine, restore, restored_as
+from tests.support.groups import commit, positions_of
 from tests.support.kafka_cluster import KafkaCluster
 from tests.support.records import NewRecord, renumbered
-from tests.support.topics import ends, new_topic, produce, read_topic
+from tests.support.topics import new_topic, produce, read_topic
+from tests.support.waiting import wait_for
+from tests.unit.repositories import batch
+from tests.unit.repositories import capture as stored_capture
 
-NOW = int(time.time() * 1000)
-
-
-@pytest.fixture(autouse=True)
-def quick_settling(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing of a dead run is still on its way here: runs die between their requests."""
-    monkeypatch.setattr(partition_restore, "_SETTLE_SECONDS", 0.5)
+SOON = int(time.time() * 1000) + 1_800_000
+"""The time of the first record: later than any group snapshot here, so that the moments among the records are, too."""
 
 
 def _write(kafka: KafkaCluster, topic: str, start: int, count: int, *, partition: int = 0) -> None:
-    records = [NewRecord(b"v%d" % i, b"k%d" % i, timestamp=NOW + i) for i in range(start, start + count)]
+    records = [NewRecord(b"v%d" % i, b"k%d" % i, timestamp=SOON + i) for i in range(start, start + count)]
     produce(kafka.bootstrap_servers, topic, records, partition=partition)
 
 
@@ -55,22 +56,28 @@ def _run(engine: Engine, request: RestoreRequest) -> RestoreReport:
 
 
 def test_a_topic_is_put_back_in_its_place(kafka: KafkaCluster, tmp_path: Path) -> None:
-    """Tests a topic put back to a moment after its last capture: all records until then, none later, and both kept.
+    """Tests a topic put back to a moment after its last capture, with a group: all until then, none later, both kept.
 
     It matters because the records between the last scheduled capture and the accident are in the topic alone.
     Planned before the final capture, the restore would leave them out and call that the state of the moment.
     """
     topic = new_topic(kafka, config={"retention.ms": 400 * 86_400_000})
+    groups = [f"group-{secrets.token_hex(4)}" for _ in range(3)]
     _write(kafka, topic, 0, 100)
+    for group in groups:
+        commit(kafka.bootstrap_servers, group, {(topic, 0): 40})
     with open_engine(kafka, tmp_path) as engine:
         capture(engine, topic)
         _write(kafka, topic, 100, 100)
+        # The final capture saves the positions again, as it does the records.
+        for group, position in zip(groups, (120, 170, 170), strict=True):
+            commit(kafka.bootstrap_servers, group, {(topic, 0): position})
         everything = restored_as(kafka, topic)
         old = _topic_id(kafka, topic)
         without = engine.plan_restore(RestoreRequest(restore_id="x", topics=(topic,)))
         assert [problem.kind for problem in without.problems] == ["target_not_empty"]
         assert "--replace" in without.problems[0].detail
-        request = _request(topic, until_ms=NOW + 149)
+        request = _request(topic, until_ms=SOON + 149, groups=tuple(groups[:2]))
         plan = engine.plan_restore(request)
         assert plan.problems == ()
         assert [step.action for step in plan.steps] == [
@@ -81,13 +88,16 @@ def test_a_topic_is_put_back_in_its_place(kafka: KafkaCluster, tmp_path: Path) -
             "write",
             "configure",
         ]
-        assert {note.kind for note in plan.notes} == {"replaced"}
+        assert {note.kind for note in plan.notes} == {"replaced", "positions_of_final_capture"}
         assert read_topic(kafka.bootstrap_servers, topic) == everything
         report = engine.restore(plan)
         assert report.topics[0].replaced_topic_id == old
         assert engine.restore(engine.plan_restore(request)) == report
         assert read_topic(kafka.bootstrap_servers, topic) == {0: everything[0][:150]}
         assert _topic_id(kafka, topic) == report.topics[0].target_topic_id != old
+        # Of the third group nothing was asked: its position went with the topic.
+        found = positions_of(kafka, groups)
+        assert [found[group].get((topic, 0)) for group in groups] == [120, 150, None]
         # What was taken away is still in the repository.
         restore(engine, "back", topic, prefix="back-", incarnation=old)
         assert read_topic(kafka.bootstrap_servers, f"back-{topic}") == everything
@@ -111,74 +121,13 @@ def test_the_partitions_of_the_moment_come_back(kafka: KafkaCluster, tmp_path: P
         assert read_topic(kafka.bootstrap_servers, topic) == before
 
 
-class Killed(BaseException):
-    """The process ends here; nothing in the engine may catch it."""
-
-
-STEPS = [
-    (Engine, "_final_capture", "after"),
-    (RestoreFolder, "put_plan", "after"),
-    (restore_topics, "delete_topic", "before"),
-    (restore_topics, "delete_topic", "after"),
-    (TopicAdmin, "create_topic", "after"),
-    (TopicAdmin, "alter_configs", "before"),
-    (RestoreFolder, "put_attempt", "after"),
-    (RestoreFolder, "put_verification", "before"),
-    (RestoreFolder, "put_report", "before"),
-]
-
-
-@pytest.mark.parametrize(
-    ("owner", "name", "when"), STEPS, ids=lambda value: getattr(value, "__name__", value)
-)
-def test_a_replacement_that_dies_at_a_step_is_completed(
-    kafka: KafkaCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: object, name: str, when: str
-) -> None:
-    """Tests that a restore in place which dies at each of its steps is completed by the same command.
-
-    It matters because in between the topic does not exist, and its data is in the repository alone.
-    A run that cannot go on there, or deletes what it has just made, is the disaster itself.
-    """
-    topic = new_topic(kafka, 2)
-    for partition in range(2):
-        _write(kafka, topic, 0, 60, partition=partition)
-    with open_engine(kafka, tmp_path) as engine:
-        capture(engine, topic)
-        for partition in range(2):
-            _write(kafka, topic, 60, 60, partition=partition)
-        everything = restored_as(kafka, topic)
-        old = _topic_id(kafka, topic)
-        request = _request(topic, until_ms=NOW + 89)
-        real = getattr(owner, name)
-
-        def dying(*args: object, **kwargs: object) -> object:
-            if when == "after":
-                real(*args, **kwargs)
-            elif name == "alter_configs" and kwargs.get("validate_only"):
-                return real(*args, **kwargs)
-            raise Killed
-
-        monkeypatch.setattr(owner, name, dying)
-        with pytest.raises(Killed):
-            _run(engine, request)
-        monkeypatch.setattr(owner, name, real)
-        report = _run(engine, request)
-        assert report.topics[0].replaced_topic_id == old
-        assert _run(engine, request) == report
-        assert read_topic(kafka.bootstrap_servers, topic) == {
-            p: records[:90] for p, records in everything.items()
-        }
-        restore(engine, "back", topic, prefix="back-", incarnation=old)
-        assert read_topic(kafka.bootstrap_servers, f"back-{topic}") == everything
-
-
-@pytest.mark.parametrize("moment", ["while planning", "before the deletion"])
+@pytest.mark.parametrize("moment", ["while planning", "before the deletion", "in a new partition"])
 def test_a_topic_that_is_still_written_is_not_deleted(
     kafka: KafkaCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
-    """Tests a record that is written after the final capture, early and at the last moment: nothing is deleted.
+    """Tests a record that is written after the final capture, early, at the last moment, in a partition of its own.
 
-    It matters because an application that was not stopped writes on.
+    It matters because an application that was not stopped writes on, and adds partitions where it lacks some.
     Its records would be deleted with the topic, and be in no capture.
     """
     topic = new_topic(kafka)
@@ -190,22 +139,67 @@ def test_a_topic_that_is_still_written_is_not_deleted(
             (Engine, "_final_capture") if moment == "while planning" else (RestoreFolder, "put_plan")
         )
         real = getattr(owner, name)
+        admin = kafka.admin()
 
         def writing(*args: object) -> None:
             real(*args)
-            _write(kafka, topic, 30, 1)
+            if moment == "in a new partition":
+                admin.create_partitions([NewPartitions(topic, 2)])[topic].result(30)
+                wait_for(lambda: kafka.leader_of(topic, 1) > 0, 30, "the new partition")
+                _write(kafka, topic, 30, 1, partition=1)
+            else:
+                _write(kafka, topic, 30, 1)
 
         monkeypatch.setattr(owner, name, writing)
-        request = _request(topic, until_ms=NOW + 29)
+        request = _request(topic, until_ms=SOON + 29)
         with pytest.raises(RefusedError, match=rf"{topic}.*(stop|Stop) whoever writes"):
             _run(engine, request)
         assert _topic_id(kafka, topic) == old
-        assert len(read_topic(kafka.bootstrap_servers, topic)[0]) == 31
+        assert sum(map(len, read_topic(kafka.bootstrap_servers, topic).values())) == 31
         monkeypatch.setattr(owner, name, real)
         report = _run(engine, request)
-        assert report.topics[0].partitions[0].records == 30
+        assert sum(part.records for part in report.topics[0].partitions) == 30
         restore(engine, "back", topic, prefix="back-", incarnation=old)
-        assert len(read_topic(kafka.bootstrap_servers, f"back-{topic}")[0]) == 31
+        assert sum(map(len, read_topic(kafka.bootstrap_servers, f"back-{topic}").values())) == 31
+
+
+def test_a_topic_that_is_written_while_another_is_deleted_is_captured_again(
+    kafka: KafkaCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tests two topics, the second of which gets a record right after the first was deleted: said, and completed.
+
+    It matters because one application may write into several topics, and stop with one of them.
+    The one that is gone already could be captured again, as an empty one, and the positions on it be lost.
+    """
+    topics = [new_topic(kafka) for _ in range(2)]
+    for topic in topics:
+        _write(kafka, topic, 0, 30)
+    group, written = f"group-{secrets.token_hex(4)}", ""
+    commit(kafka.bootstrap_servers, group, {(topic, 0): 12 for topic in topics})
+
+    def deleting(cluster: Cluster, topic: str, topic_id: str) -> None:
+        nonlocal written
+        delete_topic(cluster, topic, topic_id)
+        monkeypatch.setattr(restore_in_place, "delete_topic", delete_topic)
+        (written,) = set(topics) - {topic}
+        _write(kafka, written, 30, 1)
+
+    monkeypatch.setattr(restore_in_place, "delete_topic", deleting)
+    wanted = {"replace": True, "until_ms": SOON + 29, "groups": (group,)}
+    request = RestoreRequest(restore_id="r", topics=tuple(topics), **wanted)
+    with open_engine(kafka, tmp_path) as engine:
+        capture(engine, *topics)
+        old = {topic: _topic_id(kafka, topic) for topic in topics}
+        with pytest.raises(RefusedError, match=r"is still written.*\[31\].*is deleted already"):
+            _run(engine, request)
+        report = _run(engine, request)
+        assert {topic.target: topic.replaced_topic_id for topic in report.topics} == old
+        for topic in topics:
+            values = [record.value for record in read_topic(kafka.bootstrap_servers, topic)[0]]
+            assert values == [b"v%d" % i for i in range(30)]
+        assert positions_of(kafka, [group]) == {group: {(topic, 0): 12 for topic in topics}}
+        restore(engine, "back", written, prefix="back-", incarnation=old[written])
+    assert len(read_topic(kafka.bootstrap_servers, f"back-{written}")[0]) == 31
 
 
 def test_nothing_is_deleted_whose_backup_is_damaged(kafka: KafkaCluster, tmp_path: Path) -> None:
@@ -226,10 +220,10 @@ def test_nothing_is_deleted_whose_backup_is_damaged(kafka: KafkaCluster, tmp_pat
             path.chmod(0o600)
             path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
             with pytest.raises(DamagedError, match=path.name):
-                _run(engine, _request(topic, from_ms=NOW + 40))
+                _run(engine, _request(topic, from_ms=SOON + 40))
             path.write_bytes(data)
             assert read_topic(kafka.bootstrap_servers, topic) == everything
-        _run(engine, _request(topic, from_ms=NOW + 40))
+        _run(engine, _request(topic, from_ms=SOON + 40))
     assert read_topic(kafka.bootstrap_servers, topic) == {0: renumbered(everything[0][40:])}
 
 
@@ -239,8 +233,9 @@ def test_what_no_capture_can_hold_forbids_a_replacement(kafka: KafkaCluster, tmp
     It matters because each of them means that a part of the topic would be in no capture.
     A final capture that ends below the end of the log looks complete.
     """
-    topic, elsewhere = new_topic(kafka, 2), tmp_path / "elsewhere"
+    topic = new_topic(kafka, 2)
     _write(kafka, topic, 0, 10)
+    before = _topic_id(kafka, topic)
     producer = Producer(
         {"bootstrap.servers": kafka.bootstrap_servers, "transactional.id": f"t-{topic}", "log_level": 0}
     )
@@ -256,25 +251,14 @@ def test_what_no_capture_can_hold_forbids_a_replacement(kafka: KafkaCluster, tmp
             engine.restore(plan)
         producer.abort_transaction(60)
         assert engine.plan_restore(_request(topic)).problems == ()
-    with KafkaCluster(1) as other:
-        new_topic(other, name=topic)
-        _write(other, topic, 0, 5)
-        target = {"bootstrap_servers": other.bootstrap_servers}
-        with open_engine(kafka, tmp_path / "here") as source, open_engine(kafka, elsewhere) as engine:
-            moved = engine.config.model_copy(
-                update={
-                    "target": engine.config.cluster.model_copy(update=target),
-                    "repository": source.config.repository,
-                }
-            )
-            with Engine.open(moved) as engine:
-                plan = engine.plan_restore(_request(topic))
-                assert "replace_elsewhere" in {problem.kind for problem in plan.problems}
-                with pytest.raises(
-                    RefusedError, match=r"holds backups of cluster|cannot be captured into it"
-                ):
-                    engine.restore(plan)
-        assert sum(end for _, end in ends(other.bootstrap_servers, topic).values()) == 5
+    of_another_cluster = f"file://{tmp_path / 'elsewhere'}"
+    stored_capture(open_store(of_another_cluster), {p: [batch(0, 5)] for p in range(2)}, topic=topic)
+    with open_engine(kafka, of_another_cluster) as engine:
+        plan = engine.plan_restore(_request(topic))
+        assert [problem.kind for problem in plan.problems] == ["replace_elsewhere"]
+        with pytest.raises(RefusedError, match=r"holds backups of cluster.*cannot be captured into it"):
+            engine.restore(plan)
+    assert _topic_id(kafka, topic) == before
 
 
 def test_a_final_capture_that_fails_deletes_nothing(
@@ -287,7 +271,7 @@ def test_a_final_capture_that_fails_deletes_nothing(
     """
     topic = new_topic(kafka)
     _write(kafka, topic, 0, 10)
-    with open_engine(kafka, tmp_path) as engine:
+    with open_engine(kafka, tmp_path, cluster={"retry_seconds": 1}) as engine:
         capture(engine, topic)
         _write(kafka, topic, 10, 10)
 

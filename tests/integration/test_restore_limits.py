@@ -22,8 +22,8 @@ DAY = 86_400_000
 @pytest.mark.parametrize(
     ("limits", "seconds"),
     [
-        (RestoreLimits(max_bytes_per_second=400_000), 3.0),
-        (RestoreLimits(max_records_per_second=1000), 2.4),
+        (RestoreLimits(max_bytes_per_second=800_000), 1.5),
+        (RestoreLimits(max_records_per_second=2000), 1.2),
         (RestoreLimits(max_bytes_per_second=10**9, max_records_per_second=10**9), 0.0),
     ],
     ids=str,

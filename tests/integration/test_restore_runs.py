@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kafka_backup import DamagedError, RefusedError, RestoreRequest, WriterConflictError, partition_restore
+from kafka_backup import DamagedError, RefusedError, RestoreRequest, WriterConflictError
 from kafka_backup.kafka.topics import TopicAdmin
 from kafka_backup.records import compression, convert
 from kafka_backup.records.compression import Codec
@@ -20,12 +20,6 @@ from tests.support.topics import delete_topic, ends, new_topic, produce, read_to
 from tests.support.waiting import wait_for
 
 NOW = int(time.time() * 1000)
-
-
-@pytest.fixture(autouse=True)
-def quick_settling(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing of a dead run is still on its way here: runs die between their requests."""
-    monkeypatch.setattr(partition_restore, "_SETTLE_SECONDS", 0.5)
 
 
 def test_abandoning_stops_a_run_that_is_at_work(kafka: KafkaCluster, tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from kafka_backup import (
     Engine,
     RestoreRequest,
     parse_config,
-    partition_restore,
 )
 from kafka_backup.errors import AuthorizationError, UnreachableError
 from kafka_backup.kafka.cluster import Cluster
@@ -22,7 +21,7 @@ from kafka_backup.kafka.settings import ConnectionSettings
 from kafka_backup.progress import CaptureFinished, TopicFailed
 from kafka_backup.repository.stores import open_store
 from kafka_backup.retention import RetentionPolicy
-from tests.support.engine import restored_as
+from tests.support.engine import NEAR, restored_as
 from tests.support.kafka_cluster import KafkaCluster
 from tests.support.object_stores import S3Server, versitygw
 from tests.support.records import NewRecord
@@ -104,7 +103,11 @@ def _engine(kafka: KafkaCluster, url: str, options: dict[str, str]) -> Engine:
     return Engine.open(
         parse_config(
             {
-                "cluster": {"bootstrap_servers": kafka.bootstrap_servers, "retry_seconds": 30},
+                "cluster": {
+                    "bootstrap_servers": kafka.bootstrap_servers,
+                    "retry_seconds": 30,
+                    "properties": NEAR,
+                },
                 "repository": {"url": url, "options": options},
                 "backup": {"segment_bytes": "64KiB"},
             },
@@ -113,17 +116,12 @@ def _engine(kafka: KafkaCluster, url: str, options: dict[str, str]) -> Engine:
     )
 
 
-def test_faults_all_the_time(
-    kafka: KafkaCluster, s3: S3Server, url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_faults_all_the_time(kafka: KafkaCluster, s3: S3Server, url: str) -> None:
     """Tests a capture, a verification, a restore and an expiry of which up to one request in eight meets the fault.
 
     It matters because a store under load fails again and again, in the middle of retries too.
     A restore could go on with half a segment, or an expiry with half a listing.
     """
-
-    # The brokers are well: nothing is on its way to them once a restore has stopped.
-    monkeypatch.setattr(partition_restore, "_SETTLE_SECONDS", 0.5)
 
     def attempt(fault: S3Fault) -> None:
         with S3FaultProxy(s3.options["endpoint"]) as proxy:

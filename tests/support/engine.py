@@ -23,6 +23,9 @@ from tests.support.kafka_cluster import KafkaCluster
 from tests.support.records import Record, renumbered
 from tests.support.topics import read_topic
 
+NEAR: Mapping[str, str] = {"request.timeout.ms": "1000"}
+"""Properties for brokers that are near: a restore that is continued waits a second, until nothing is on its way, not ten."""
+
 
 def engine_config(
     kafka: KafkaCluster,
@@ -38,6 +41,7 @@ def engine_config(
             "cluster": {
                 "bootstrap_servers": kafka.bootstrap_servers,
                 "retry_seconds": 30,
+                "properties": NEAR,
                 **(cluster or {}),
             },
             "repository": {"url": url},

@@ -21,11 +21,12 @@ _TOPICS = "kafka_backup.kafka.topics:TopicAdmin"
 _GROUPS = "kafka_backup.kafka.groups:GroupClient"
 _TRANSACTION = "kafka_backup.kafka.group_transaction:GroupTransaction"
 _PRODUCER = "kafka_backup.kafka.produce:TopicProducer"
+_DELETE_TOPIC = "kafka_backup.restore_in_place:delete_topic"
 
 
 @dataclass(frozen=True)
 class Point:
-    """A call at which to die: the nth one of a method, in the place that matches, before or after its work."""
+    """A call at which to die: the nth one of a method or function, in the place that matches, before or after its work."""
 
     method: str
     place: str = "*"
@@ -65,6 +66,16 @@ _OBJECTS: Mapping[str, Mapping[str, Mapping[str, Point]]] = {
         "the verification": _stored("*/verified.json"),
         "the saved settings": {"after": Point(f"{_TOPICS}.alter_configs", count=2)},
         "the report": _stored("*/reports/*"),
+    },
+    "replacement": {
+        "the first commit of the final capture": {"after": Point(_STORE, "*/commits/*")},
+        "the final capture": {"after": Point(_STORE, "*/captures/*")},
+        "the plan": {"after": Point(_STORE, "*/plans/*")},
+        "the first deletion": {"before": Point(_DELETE_TOPIC, before=True), "after": Point(_DELETE_TOPIC)},
+        "the second deletion": {"after": Point(_DELETE_TOPIC, count=2)},
+        "the first topic": {"after": Point(f"{_TOPICS}.create_topic")},
+        "the third request": {"after": Point(f"{_PRODUCER}.send", count=3)},
+        "the end of the transaction": {"after": Point(f"{_TRANSACTION}.commit")},
     },
     "positions": {
         "the saved settings": {"after": Point(f"{_TOPICS}.alter_configs", count=2)},
@@ -123,15 +134,17 @@ POINTS: Mapping[str, Point] = {
 """Every named point, by ``command: before/after what``."""
 
 
-def found(point: Point) -> tuple[type, str]:
-    """The class and the name of the method at which to die.
+def found(point: Point) -> tuple[Any, str]:
+    """The class or module, and the name of its method or function, at which to die.
 
     Raises:
         ImportError, AttributeError: the engine has no such method any more.
     """
     module, _, path = point.method.partition(":")
-    owner, _, name = path.partition(".")
-    holder: type = getattr(importlib.import_module(module), owner)
+    owner, _, name = path.rpartition(".")
+    holder: Any = importlib.import_module(module)
+    if owner:
+        holder = getattr(holder, owner)
     getattr(holder, name)
     return holder, name
 

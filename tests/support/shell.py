@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from click.testing import CliRunner
 
 from kafka_backup.cli import main
+from tests.support.engine import NEAR
 
 COMMAND = [sys.executable, "-m", "kafka_backup.cli"]
 
@@ -32,7 +33,11 @@ class Shell:
 
     def configure(self, bootstrap_servers: str, *, retry_seconds: float = 2, **backup: object) -> None:
         """Writes the configuration; `backup` is its section of that name."""
-        cluster = {"bootstrap_servers": bootstrap_servers, "retry_seconds": retry_seconds}
+        cluster = {
+            "bootstrap_servers": bootstrap_servers,
+            "retry_seconds": retry_seconds,
+            "properties": NEAR,
+        }
         config = {"cluster": cluster, "repository": {"url": f"file://{self.repository}"}, "backup": backup}
         (self.folder / "kafka-backup.yaml").write_text(json.dumps(config))
 

@@ -321,7 +321,7 @@ def test_limits_are_not_part_of_the_request(config: Path, monkeypatch: pytest.Mo
         raise RefusedError("x")
 
     monkeypatch.setattr(engine, "restore", restore, raising=False)
-    monkeypatch.setattr("kafka_backup.cli.answers.planned", lambda _plan: {})
+    monkeypatch.setattr("kafka_backup.cli.answers.planned", lambda _plan, **_: {})
     for limits in ([], ["--max-bytes-per-second", "2MiB", "--max-records-per-second", "7"]):
         assert call(config, "restore", "--id", "r", "--execute", *limits).exit_code == 5
     assert seen[0] == seen[2]

@@ -14,7 +14,7 @@ import pytest
 
 from kafka_backup import verify as verification
 from kafka_backup.errors import DamagedError, KafkaBackupError
-from kafka_backup.expected_batches import expected_batches
+from kafka_backup.expected_batches import expected_batches, partition_targets
 from kafka_backup.repository import documents, proven_object, restore_folder, segments
 from kafka_backup.repository.acceptances import accepted_absences, accepted_losses
 from kafka_backup.repository.documents import PartitionRange
@@ -31,7 +31,6 @@ from kafka_backup.repository.layout import (
 )
 from kafka_backup.repository.repository import Repository
 from kafka_backup.repository.store import Store
-from kafka_backup.restore_attempt import partition_targets
 from tests.unit.repositories import (
     CLUSTER,
     TOPIC,

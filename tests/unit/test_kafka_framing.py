@@ -221,11 +221,11 @@ def test_produce_requests_say_what_they_must(topic: str, batches: dict[int, byte
     Why: the batches go out untouched between hand-made pieces.
     Risk: acks that are not "all", or a batch in the wrong partition.
     """
-    data = b"".join(produce_request(topic, list(batches.items())))
+    data = b"".join(produce_request(topic, list(batches.items()), timeout_seconds=2.5))
     request, size = entity_reader(ProduceRequest)(data, 0)
     assert size == len(data)
     assert (request.transactional_id, request.acks) == (None, -1)
-    assert request.timeout > datetime.timedelta(0)
+    assert request.timeout == datetime.timedelta(seconds=2.5)
     ((asked,),) = [request.topic_data]
     assert asked.name == topic
     assert [(part.index, part.records) for part in asked.partition_data] == list(batches.items())

@@ -69,6 +69,7 @@ def test_malformed_bootstrap_servers_are_named(text: str) -> None:
         ({"socket.timeout.ms": "5s"}, "socket.timeout.ms"),
         ({"socket.timeout.ms": "0"}, "socket.timeout.ms"),
         ({"socket.connection.setup.timeout.ms": "-1"}, "socket.connection.setup.timeout.ms"),
+        ({"request.timeout.ms": "999"}, "request.timeout.ms must be at least 1000 milliseconds, not '999'"),
         ({"enable.ssl.certificate.verification": "no"}, "enable.ssl.certificate.verification"),
         ({"ssl.endpoint.identification.algorithm": "dns"}, "ssl.endpoint.identification.algorithm"),
         ({"security.protocol": "SASL_SSL", "sasl.mechanism": "PLAIN"}, "sasl.username"),

@@ -15,7 +15,7 @@ from kafka_backup.progress import StopToken
 from kafka_backup.restore_context import LogEnds, RestoreContext
 
 KEY = ("again", 3)
-SETTLE = partition_restore._SETTLE_SECONDS
+SETTLE = 10.0
 
 
 class Log:
@@ -24,6 +24,7 @@ class Log:
     def __init__(self, *ends: int) -> None:
         self.now = 1000.0
         self.waits: list[float] = []
+        self.settings = SimpleNamespace(request_timeout=SETTLE)
         self._ends = list(ends)
 
     def monotonic(self) -> float:

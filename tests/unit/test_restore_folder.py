@@ -8,17 +8,19 @@ from typing import Any
 import pytest
 
 from kafka_backup.errors import ConfigurationError, RefusedError, WriterConflictError
+from kafka_backup.offset_mapping import OffsetMap
 from kafka_backup.progress import StopToken
 from kafka_backup.repository.repository import Repository
 from kafka_backup.repository.restore_documents import (
     AttemptTarget,
     RestoreAttempt,
+    RestoredTopic,
     RestorePlan,
     RestoreReport,
     RestoreRequest,
 )
 from kafka_backup.repository.restore_folder import RestoreFolder
-from kafka_backup.restore import abandon
+from kafka_backup.restore import abandon, offset_map
 from kafka_backup.restore_attempt import Attempt
 from kafka_backup.restore_context import RestoreLimits
 from kafka_backup.restore_plan import refuse_if_abandoned
@@ -55,7 +57,7 @@ def _attempt(number: int, restore_id: str = "r1", **changes: object) -> RestoreA
     return attempt.model_copy(update=changes)
 
 
-def _finish(folder: RestoreFolder) -> None:
+def _finish(folder: RestoreFolder, *topics: RestoredTopic) -> None:
     folder.put_report(
         RestoreReport(
             restore_id=folder.restore_id,
@@ -65,7 +67,7 @@ def _finish(folder: RestoreFolder) -> None:
             verified_at=2,
             ended_at=2,
             target_cluster_id="t",
-            topics=(),
+            topics=topics,
             seconds=1.0,
         )
     )
@@ -220,3 +222,34 @@ def test_a_finished_restore_needs_no_abandoning() -> None:
     _finish(folder)
     assert abandon("r1", repository=repository).status == "finished"
     assert len(folder.attempts()) == 1
+
+
+def test_an_offset_map_is_that_of_the_side_that_is_asked() -> None:
+    """Two topics that got each other's names: a name means the source, or the restored topic if offsets are of that.
+
+    It matters because swapped names are how somebody repairs a mix-up.
+    The other topic's map would answer every question, and wrongly.
+    """
+    repository = _repository()
+    folder = repository.restore_folder("r1")
+    topics = {"a": "b", "b": "a"}
+    for number, (source, target) in enumerate(topics.items()):
+        made = OffsetMap()
+        made.add(100 * (number + 1), 10)
+        folder.put_offset_map(made.to_document(restore_id="r1", source=source, target=target, partition=0))
+    _finish(
+        folder,
+        *(
+            RestoredTopic(
+                source=source, target=target, target_topic_id=TOPIC_ID, partitions=(), configuration={},
+                not_applied={}, retention_held=False,
+            )
+            for source, target in topics.items()
+        ),
+    )  # fmt: skip
+
+    def first(topic: str, *, of_target: bool) -> int:
+        return offset_map("r1", topic, 0, of_target=of_target, repository=repository).runs[0][0]
+
+    assert [first(topic, of_target=False) for topic in "ab"] == [100, 200]
+    assert [first(topic, of_target=True) for topic in "ab"] == [200, 100]

@@ -268,6 +268,7 @@ def test_objects_are_looked_up_by_listing() -> None:
         ("missing_object", 1),
     ]
     assert all(key in p.detail for key, p in zip((short, missing), findings.problems, strict=True))
+    assert "source offsets [14, 16)" in findings.problems[1].detail
     # A listing may be stale: what it lacks is asked for by name.
     assert asked == [folder, missing]
 

@@ -334,15 +334,20 @@ def losses(found: Sequence[Loss]) -> Document:
     return {"status": "ok", "losses": [asdict(loss) for loss in found]}
 
 
-def planned(plan: RestorePlan) -> Document:
-    """Return the answer to ``restore`` without ``--execute``: what would be done."""
+def planned(plan: RestorePlan, *, skip_damaged: bool) -> Document:
+    """Return the answer to ``restore`` without ``--execute``: what would be done.
+
+    Args:
+        plan: the plan.
+        skip_damaged: damaged segments, not all of which are known yet, would be left out.
+    """
     return {
         "restore_id": plan.request.restore_id,
         "status": "refused" if plan.problems else "planned",
         "topics": [_planned_topic(topic) for topic in plan.topics],
         "group_snapshot": None if plan.groups is None else plan.groups.snapshot_id,
         "group_snapshot_taken_at": _time(None if plan.groups is None else plan.groups.taken_at),
-        "groups": [_planned_move(move) for move in (plan.groups.moves if plan.groups is not None else ())],
+        "groups": [_planned_move(move) for move in plan.moves(skip_damaged=skip_damaged)],
         "problems": [problem.model_dump() for problem in plan.problems],
         "notes": [note.model_dump() for note in plan.notes],
         "steps": [step.model_dump() for step in plan.steps],

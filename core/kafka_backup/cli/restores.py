@@ -181,7 +181,7 @@ def _restore(
 ) -> int:
     def work(engine: Engine, stop: StopToken) -> tuple[RestorePlan, RestoreReport | None]:
         plan = engine.plan_restore(request, skip_damaged=skip_damaged)
-        session.document = answers.planned(plan)
+        session.document = answers.planned(plan, skip_damaged=skip_damaged)
         if plan.problems or not execute:
             return plan, None
         with ProgressBars(visible=session.shows_progress) as bars:
@@ -192,8 +192,8 @@ def _restore(
     plan, report = session.run(work)
     if report is not None:
         return restored(session, report, answers.restored(report))
-    document = answers.planned(plan)
-    bounded = request.from_ms is not None or request.until_ms is not None
+    document = answers.planned(plan, skip_damaged=skip_damaged)
+    bounded = skip_damaged or request.from_ms is not None or request.until_ms is not None
     session.answer(document, *tables.plan(document, bounded=bounded))
     if (refused := refusal(plan)) is None:
         session.say("nothing was changed; add --execute to do it")
@@ -251,7 +251,9 @@ def offset_map(
     """Look up where source offsets went in a restore, or where restored ones are from."""
     request: Document = {"restore_id": restore_id, "topic": topic, "partition": partition}
     session.document = {**request, "offsets": []}
-    found = session.run(lambda engine, _stop: engine.offset_map(restore_id, topic, partition))
+    found = session.run(
+        lambda engine, _stop: engine.offset_map(restore_id, topic, partition, of_target=to_source)
+    )
     document = answers.offsets(request, found, offsets, to_source=to_source)
     session.answer(document, tables.offsets(document))
     return EXIT_OK

@@ -222,7 +222,7 @@ def plan(document: Document, *, bounded: bool) -> tuple[Table, ...]:
 
     Args:
         document: the plan.
-        bounded: it has time bounds, so that its record counts are upper limits.
+        bounded: its record counts are upper limits, because of time bounds, or of damage that is to be left out.
     """
     table = _table(
         f"plan of restore {document['restore_id']} into cluster {document['target_cluster']}"

@@ -19,7 +19,6 @@ from kafka_backup.records import Buffer
 
 _PRODUCE, _VERSION = 0, 9
 _ACKS_ALL = -1
-_TIMEOUT_MS = 10_000
 _PREFIX = struct.Struct(">hi")
 _INT = struct.Struct(">i")
 _NO_TAGS = b"\0"
@@ -47,19 +46,22 @@ class ProduceResult(NamedTuple):
         return broker_error(self.error_code, f"writing to {what}{said}")
 
 
-def produce_request(topic: str, batches: Sequence[tuple[int, Buffer]]) -> Sequence[Buffer]:
+def produce_request(
+    topic: str, batches: Sequence[tuple[int, Buffer]], *, timeout_seconds: float
+) -> Sequence[Buffer]:
     """Frame a Produce v9 request as buffers to be sent one after the other.
 
     Args:
         topic: where to.
         batches: (partition, one sealed batch) of partitions that are all led by one broker.
+        timeout_seconds: how long the broker may wait for its replicas.
     """
     name = topic.encode()
     buffers: list[Buffer] = [
         b"".join(
             (
                 b"\0",  # no transactional id
-                _PREFIX.pack(_ACKS_ALL, _TIMEOUT_MS),
+                _PREFIX.pack(_ACKS_ALL, int(timeout_seconds * 1000)),
                 b"\2",
                 varint(len(name) + 1),
                 name,
@@ -128,6 +130,7 @@ class TopicProducer:
             UnreachableError: the broker does not answer.
         """
         self._pool = cluster.connections
+        self._timeout_seconds = cluster.settings.request_timeout
         self._connection = self._pool.take(address)
         self._topic = topic
 
@@ -136,7 +139,8 @@ class TopicProducer:
 
         The memory must stay as it is until their results are received.
         """
-        self._connection.send(_PRODUCE, _VERSION, *produce_request(self._topic, batches))
+        request = produce_request(self._topic, batches, timeout_seconds=self._timeout_seconds)
+        self._connection.send(_PRODUCE, _VERSION, *request)
 
     def receive(self, *, check_stop: Callable[[], None] | None = None) -> Mapping[int, ProduceResult]:
         """Wait for the results, by partition, of the oldest request that has none yet.

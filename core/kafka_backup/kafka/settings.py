@@ -45,6 +45,7 @@ _PROPERTIES = {
     "client.rack": "",
     "socket.timeout.ms": "10000",
     "socket.connection.setup.timeout.ms": "5000",
+    "request.timeout.ms": "10000",
 }
 """Every property that is understood, with its default. Any other is refused, never ignored."""
 _CHOICES = {
@@ -117,6 +118,8 @@ class ConnectionSettings:
     """A checked set of properties. Timeouts in seconds; secrets never appear in the repr.
 
     Attributes:
+        request_timeout: how long a broker may hold what a restore writes until it is replicated. As long a run that takes
+            over waits until it believes that nothing of an earlier one is on its way.
         tokens: where OAUTHBEARER's tokens come from; None for other mechanisms.
         tls: how connections are encrypted; None if they are not.
     """
@@ -127,6 +130,7 @@ class ConnectionSettings:
     client_rack: str
     socket_timeout: float
     connect_timeout: float
+    request_timeout: float
     properties: Mapping[str, str] = field(repr=False)
     tokens: TokenSource | None = field(repr=False, compare=False)
     tls: Tls | None = field(repr=False, compare=False)
@@ -171,6 +175,7 @@ class ConnectionSettings:
             client_rack=values["client.rack"],
             socket_timeout=_seconds("socket.timeout.ms", values),
             connect_timeout=_seconds("socket.connection.setup.timeout.ms", values),
+            request_timeout=_seconds("request.timeout.ms", values, least=1000),
             properties=values,
             tokens=tokens.source(values, oauth_cb) if mechanism == "OAUTHBEARER" else None,
             tls=Tls(values) if protocol.endswith("SSL") else None,
@@ -283,7 +288,7 @@ def _address(text: str) -> Address:
     return Address(match["v6"] or match["host"], int(match["port"]))
 
 
-def _seconds(name: str, values: Mapping[str, str]) -> float:
-    if not values[name].isdecimal() or int(values[name]) == 0:
-        raise ConfigurationError(f"{name} must be a number of milliseconds above 0, not {values[name]!r}")
+def _seconds(name: str, values: Mapping[str, str], *, least: int = 1) -> float:
+    if not values[name].isdecimal() or int(values[name]) < least:
+        raise ConfigurationError(f"{name} must be at least {least} milliseconds, not {values[name]!r}")
     return int(values[name]) / 1000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -223,6 +224,27 @@ class RestorePlan(Document):
     steps: tuple[PlannedStep, ...] = ()
     problems: tuple[Finding, ...] = ()
     notes: tuple[Finding, ...] = ()
+
+    def moves(self, *, skip_damaged: bool) -> Sequence[PlannedMove]:
+        """Return where the positions of its groups go, as far as that can be told before the data is read.
+
+        Which segments are damaged is known only then. If they are left out, every target offset may
+        become lower, except the first one.
+        """
+        moves = () if self.groups is None else self.groups.moves
+        if not skip_damaged:
+            return moves
+        first = {
+            (topic.target, part.partition): part.initial_end
+            for topic in self.topics
+            for part in topic.partitions
+        }
+        return [
+            move
+            if move.offset == first.get((move.topic, move.partition))
+            else move.model_copy(update={"offset": None})
+            for move in moves
+        ]
 
 
 class AttemptTarget(Part):

@@ -8,11 +8,11 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kafka_backup.offset_estimate import OffsetEstimate
 from kafka_backup.records.codec import Record, encode_batch
 from kafka_backup.repository.commit_log import CommitLog
 from kafka_backup.repository.documents import Ledger
 from kafka_backup.repository.restore_documents import PlannedPartition, PlannedTopic, RestoreRequest
-from kafka_backup.restore_groups import Estimate
 from tests.unit.repositories import (
     CAPTURE,
     NONCE,
@@ -91,7 +91,9 @@ def test_an_estimate_is_exact_or_says_that_it_is_not(
         for o in offsets
         if o >= start and (from_ms is None or o >= from_ms) and (until_ms is None or o <= until_ms)
     ]
-    estimate = Estimate(request, *planned(log, start=start, initial_end=initial_end, count=len(kept)), log)
+    estimate = OffsetEstimate(
+        request, *planned(log, start=start, initial_end=initial_end, count=len(kept)), log
+    )
     is_dense = len(offsets) == (offsets[-1] + 1 - offsets[0] if offsets else 0)
     for position in range(45):
         offset, remaining = estimate.of(position)
