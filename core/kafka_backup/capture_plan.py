@@ -209,14 +209,18 @@ class _Planner:
         if not unproved:
             return
         try:
-            topics = self._cluster.survey(sorted({topic for topic, _ in unproved})).topics
+            now = self._cluster.survey(sorted({topic for topic, _ in unproved}))
         except UnreachableError as error:
             self.verdicts |= dict.fromkeys(unproved, error)
             return
         for topic, number in unproved:
             wanted = self._questions[topic, number].topic_id
-            found = topics.get(topic)
-            if found is None or found.topic_id != wanted:
+            found = now.topics.get(topic)
+            if topic in now.disputed:
+                self.verdicts[topic, number] = UnreachableError(
+                    f"topic {topic} ({wanted}): the brokers do not agree whether it exists, or under which id"
+                )
+            elif found is None or found.topic_id != wanted:
                 self.verdicts[topic, number] = BrokerError(
                     f"topic {topic} ({wanted}) was deleted, or deleted and re-created, meanwhile; run again",
                     code=100,

@@ -20,7 +20,8 @@ from kio.schema.list_offsets.v7.response import (
     ListOffsetsTopicResponse,
 )
 
-from kafka_backup.errors import BrokerError, UnreachableError
+from kafka_backup.capture_plan import Known, PartitionPlan, Question, plan_partitions
+from kafka_backup.errors import BrokerError, KafkaBackupError, UnreachableError
 from kafka_backup.kafka.cluster import LATEST, Cluster, OffsetAnswer
 from kafka_backup.kafka.metadata import (
     ClusterMetadata,
@@ -192,6 +193,40 @@ def test_a_topic_that_one_broker_learns_late_is_waited_for(brokers: Brokers) -> 
 
     brokers.all[3].script[3] = learn
     assert brokers.cluster().survey([TOPIC]).topics[TOPIC].topic_id == TEXTS[0]
+
+
+@pytest.mark.parametrize("known_by", [3, 1, 0])
+def test_what_needs_no_fetch_must_still_be_the_topic_that_is_meant(
+    brokers: Brokers, monkeypatch: pytest.MonkeyPatch, known_by: int
+) -> None:
+    """What: a partition that has nothing new, and how many of three brokers then show its topic, one of them not at all.
+
+    Why: ends are asked by name, and without a fetch only the topic id tells which topic answered.
+    Risk: another topic's end counts as "unchanged"; or a broker that is a moment behind fails the capture for good.
+    """
+    monkeypatch.setattr("kafka_backup.kafka.cluster._AGREEMENT_SECONDS", 0.1)
+    ask = Cluster.survey
+
+    def later(self: Cluster, topics: Sequence[str] | None, **more: float) -> ClusterMetadata:
+        if topics is not None:
+            told: dict[int, uuid.UUID | None] = {1: IDS[0], 2: IDS[1], 3: None}
+            brokers.topic_ids |= {3: dict.fromkeys(told, IDS[0]), 1: told, 0: dict.fromkeys(told, IDS[1])}[
+                known_by
+            ]
+        return ask(self, topics, **more)
+
+    cluster = brokers.cluster()
+    brokers.ends = dict.fromkeys(brokers.ends, 10)
+    cluster.survey(None)
+    monkeypatch.setattr(Cluster, "survey", later)
+    question = Question(topic_id=TEXTS[0], known=Known(end=10, epochs=(), leader_epoch=0))
+    verdict = plan_partitions(cluster, {(TOPIC, 0): question}, start_at=None, deadline=5)[TOPIC, 0]
+    if known_by == 3:
+        assert isinstance(verdict, PartitionPlan)
+    else:
+        assert isinstance(verdict, KafkaBackupError)
+        assert verdict.retriable == (known_by == 1)
+        assert ("do not agree" if known_by else "re-created") in str(verdict)
 
 
 def _topic(topic_id: str, epochs: Mapping[int, int]) -> TopicMetadata:
