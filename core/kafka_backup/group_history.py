@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from kafka_backup.errors import ConfigurationError, DamagedError
-from kafka_backup.kafka.groups import OFFSETS_TOPIC, partition_for
+from kafka_backup.kafka.coordinators import partition_for
+from kafka_backup.kafka.last_commits import OFFSETS_TOPIC
 from kafka_backup.offset_mapping import OffsetState
 from kafka_backup.progress import StopToken
 from kafka_backup.records.batch import BatchHeader

@@ -7,6 +7,7 @@ A group that cannot be read stands in it as failed: an empty group is something 
 
 from __future__ import annotations
 
+import logging
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -14,12 +15,15 @@ from dataclasses import dataclass
 
 from kafka_backup.errors import BrokerError, ConfigurationError, KafkaBackupError
 from kafka_backup.kafka.cluster import Cluster
-from kafka_backup.kafka.groups import OFFSETS_TOPIC, GroupClient, GroupListing, GroupOffsets, ListedGroup
+from kafka_backup.kafka.groups import GroupClient, GroupListing, GroupOffsets, ListedGroup
+from kafka_backup.kafka.last_commits import OFFSETS_TOPIC
 from kafka_backup.kafka.rights import cluster_rights
 from kafka_backup.repository.group_documents import GroupSnapshot, Position, SavedGroup
 from kafka_backup.rights import example_of, hidden_topics
 from kafka_backup.selection import FilterKind, GroupSelection, TopicSelection
 from kafka_backup.times import time_in_id
+
+_log = logging.getLogger(__name__)
 
 _SHARE = "share"
 _UNSUPPORTED = "a share group has no committed offsets: brokers keep a state of each record (KIP-932), which cannot be saved"
@@ -84,6 +88,7 @@ def take_snapshot(
         include=tuple(each.text for each in selection.include),
         exclude=tuple(each.text for each in selection.exclude),
         incomplete=tuple(missing_rights(cluster, client, selection, topics, listing)),
+        doubts=tuple(doubts_of(listing)),
         topics=dict(topic_ids),
         groups=tuple(sorted(groups, key=lambda group: group.group)),
     )
@@ -152,6 +157,28 @@ def _saved(
     )
 
 
+def doubts_of(listing: GroupListing) -> list[str]:
+    """Say which last commits may be missing although nothing says that they are, and log it."""
+    doubts = [
+        f"{OFFSETS_TOPIC} [{partition}]: nothing was written since its coordinator took over, so that the last commits "
+        f"before may not be shown, and its log does not tell: {error}"
+        for partition, error in sorted(listing.unread.items())
+    ]
+    if doubts:
+        more = f"; and {len(doubts) - 1} more partitions" if len(doubts) > 1 else ""
+        _log.warning("%s%s", doubts[0], more)
+    return doubts
+
+
+def unproved(listing: GroupListing) -> list[str]:
+    """Say which right is missing to know that a listing is whole."""
+    if listing.is_proved:
+        return []
+    return [
+        f"groups may be missing whose coordinator was moving: the right DESCRIBE on {OFFSETS_TOPIC} is missing"
+    ]
+
+
 def missing_rights(
     cluster: Cluster,
     client: GroupClient,
@@ -164,11 +191,7 @@ def missing_rights(
     For each pattern a name is made up that it matches: who may describe that, holds the right for
     the pattern, not only for the groups and topics that were shown.
     """
-    reasons = []
-    if not listing.is_proved:
-        reasons.append(
-            f"groups may be missing whose coordinator was moving: the right DESCRIBE on {OFFSETS_TOPIC} is missing"
-        )
+    reasons = unproved(listing)
     if "DESCRIBE" not in cluster_rights(cluster):
         reasons += [
             f"groups that match {each.text} may be hidden from us: the right DESCRIBE on all of them is missing"

@@ -10,16 +10,7 @@ from kafka_backup.errors import ConfigurationError, RefusedError
 from kafka_backup.group_history import GroupHistory, history_at
 from kafka_backup.group_snapshot import TakenSnapshot, take_snapshot
 from kafka_backup.kafka.cluster import Cluster
-from kafka_backup.offset_automation import (
-    ResetReport,
-    Restored,
-    SavedPositions,
-    find_open,
-    historic_positions,
-    make_plan,
-    run_reset,
-    saved_positions,
-)
+from kafka_backup.offset_automation import ResetReport, find_open, run_reset
 from kafka_backup.offset_rollback import RollbackPlan, plan_rollback, run_rollback
 from kafka_backup.position_mover import MoveResult
 from kafka_backup.progress import StopToken
@@ -28,7 +19,9 @@ from kafka_backup.repository.group_documents import GroupSnapshot, ResetPlan, Re
 from kafka_backup.repository.group_store import GroupStore, ResetFolder
 from kafka_backup.repository.repository import Repository
 from kafka_backup.repository.store import Store
+from kafka_backup.reset_plan import make_plan
 from kafka_backup.restore_groups import restored_by
+from kafka_backup.saved_positions import Restored, SavedPositions, historic_positions, saved_positions
 from kafka_backup.selection import GroupSelection, TopicSelection
 
 

@@ -23,7 +23,7 @@ from kafka_backup.kafka.fetch import (
     OffsetOutOfRangeError,
     PartitionFetcher,
 )
-from kafka_backup.kafka.groups import OFFSETS_TOPIC
+from kafka_backup.kafka.last_commits import OFFSETS_TOPIC
 from kafka_backup.pace import Pace
 from kafka_backup.progress import StopToken
 from kafka_backup.records.aborted import AbortedFilter

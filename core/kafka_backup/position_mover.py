@@ -23,7 +23,13 @@ from kafka_backup.errors import (
 )
 from kafka_backup.kafka.cluster import Partition
 from kafka_backup.kafka.group_transaction import FencedError, GroupTransaction
-from kafka_backup.kafka.groups import CommittedOffset, GroupClient, GroupOffsets, ListedGroup
+from kafka_backup.kafka.groups import (
+    CommittedOffset,
+    GroupClient,
+    GroupListing,
+    GroupOffsets,
+    ListedGroup,
+)
 from kafka_backup.progress import Deadline, StopToken
 
 _HAS_MEMBERS = frozenset({"UNKNOWN_MEMBER_ID", "GROUP_SUBSCRIBED_TO_TOPIC", "NON_EMPTY_GROUP"})
@@ -97,8 +103,13 @@ def describe(position: CommittedOffset | None) -> str:
 
 
 def active_groups(client: GroupClient, groups: Iterable[str]) -> Sequence[ListedGroup]:
-    """Return those of the groups that have members, whose positions nobody else can move."""
-    listed = client.list_groups().groups
+    """Return those of the groups that have members now, whose positions nobody else can move."""
+    return active_in(client.list_groups(), groups)
+
+
+def active_in(listing: GroupListing, groups: Iterable[str]) -> Sequence[ListedGroup]:
+    """Return those of the groups that have members in a listing."""
+    listed = listing.groups
     return [listed[name] for name in sorted(set(groups)) if name in listed and listed[name].has_members]
 
 

@@ -9,12 +9,14 @@ import time
 from collections.abc import Collection, Sequence
 
 from kafka_backup.errors import ConfigurationError, KafkaBackupError, RefusedError, UnreachableError
+from kafka_backup.group_snapshot import doubts_of, unproved
 from kafka_backup.kafka.cluster import Cluster, Partition
 from kafka_backup.kafka.groups import GroupClient
+from kafka_backup.kafka.rights import may_write_transactions
 from kafka_backup.offset_automation import refuse_open_resets
 from kafka_backup.offset_estimate import OffsetEstimate
 from kafka_backup.offset_mapping import OffsetState, states_of
-from kafka_backup.position_mover import active_groups
+from kafka_backup.position_mover import active_in
 from kafka_backup.renaming import check_rules, renamed
 from kafka_backup.repository import layout
 from kafka_backup.repository.group_documents import GroupSnapshot
@@ -27,6 +29,7 @@ from kafka_backup.repository.restore_documents import (
     RestorePlan,
     RestoreRequest,
 )
+from kafka_backup.reset_plan import NO_TRANSACTIONS, TRANSACTIONAL_IDS
 from kafka_backup.restore_findings import NOT_AUTHORIZED, Findings
 from kafka_backup.selection import FilterKind, GroupSelection
 from kafka_backup.times import format_time, time_in_id
@@ -316,7 +319,11 @@ class _Moves:
 def _refuse_targets(groups: Collection[str], cluster: Cluster, findings: Findings) -> None:
     """Find what would forbid to move the groups, before hours are spent on the data."""
     client = GroupClient(cluster)
-    active = active_groups(client, groups)
+    listing = client.list_groups()
+    for reason in unproved(listing):
+        findings.problem(NOT_AUTHORIZED, None, reason)
+    doubts_of(listing)
+    active = active_in(listing, groups)
     for each in active[:_TOLD]:
         findings.problem(
             "group_active",
@@ -333,3 +340,5 @@ def _refuse_targets(groups: Collection[str], cluster: Cluster, findings: Finding
             findings.problem(NOT_AUTHORIZED, None, str(held))
         elif "READ" not in held:
             findings.problem(NOT_AUTHORIZED, None, f"the right READ on group {group!r} is missing")
+    if not may_write_transactions(cluster, TRANSACTIONAL_IDS):
+        findings.problem(NOT_AUTHORIZED, None, NO_TRANSACTIONS)

@@ -18,17 +18,7 @@ from kafka_backup.errors import (
     WriterConflictError,
 )
 from kafka_backup.kafka.cluster import Cluster, Partition
-from kafka_backup.offset_automation import (
-    CANNOT_DELETE_ATOMICALLY,
-    OpenResetError,
-    ResetReport,
-    Restored,
-    error_of,
-    find_reset,
-    make_plan,
-    run_reset,
-    saved_positions,
-)
+from kafka_backup.offset_automation import OpenResetError, ResetReport, find_reset, run_reset
 from kafka_backup.offset_mapping import OffsetMap, RestoredPartition
 from kafka_backup.offset_rollback import ResetLog, plan_rollback, run_rollback
 from kafka_backup.progress import StopToken
@@ -43,6 +33,8 @@ from kafka_backup.repository.restore_documents import (
     VerifiedTopic,
 )
 from kafka_backup.repository.restore_folder import RestoreFolder
+from kafka_backup.reset_plan import CANNOT_DELETE_ATOMICALLY, error_of, make_plan
+from kafka_backup.saved_positions import Restored, saved_positions
 
 
 def restored_by(

@@ -101,8 +101,8 @@ class ResetOffsetsConfig(dg.Config):
         Raises:
             ValueError: a value is wrong; the message names it.
         """
-        from kafka_backup.offset_automation import parse_destination
         from kafka_backup.repository.group_documents import ResetRequest
+        from kafka_backup.reset_plan import parse_destination
         from kafka_backup.selection import GroupSelection, TopicSelection
 
         if not self.groups:

@@ -10,6 +10,7 @@ import pytest
 
 from kafka_backup import Engine, UnreachableError
 from kafka_backup.group_snapshot import TakenSnapshot
+from kafka_backup.kafka.coordinators import Coordinators
 from kafka_backup.kafka.groups import GroupClient
 from tests.support.engine import engine_config, open_engine
 from tests.support.groups import filled_topic, positions_of, read_and_commit, set_positions
@@ -37,7 +38,7 @@ def test_chaos_network_partition_during_offset_fetch(
     impatient = config.cluster.model_copy(
         update={"retry_seconds": patience, "properties": {"socket.timeout.ms": "1000"}}
     )
-    fetch_really, leaders_really = GroupClient._offset_fetch, GroupClient._leaders
+    fetch_really, topic_really = GroupClient._offset_fetch, Coordinators.offsets_topic
     began, tries_again = threading.Event(), threading.Event()
     lock = threading.Lock()
     left = [2]
@@ -52,13 +53,13 @@ def test_chaos_network_partition_during_offset_fetch(
                     began.set()
         return fetch_really(client, address, asked, require_stable=require_stable)  # type: ignore[arg-type]
 
-    def notice(client: GroupClient) -> object:
+    def notice(coordinators: Coordinators) -> object:
         if began.is_set():
             tries_again.set()
-        return leaders_really(client)
+        return topic_really(coordinators)
 
     monkeypatch.setattr(GroupClient, "_offset_fetch", cut_off)
-    monkeypatch.setattr(GroupClient, "_leaders", notice)
+    monkeypatch.setattr(Coordinators, "offsets_topic", notice)
     results: list[TakenSnapshot | UnreachableError] = []
 
     def take() -> None:

@@ -82,7 +82,7 @@ def commit_that_expires(kafka: KafkaCluster, group: str, topic: str, offset: int
         ),
     )
     with group_client(kafka) as client:
-        place = client.coordinators([group])[group]
+        place = client.coordinators.of_groups([group])[1][group]
         assert isinstance(place, Address)
         (answer,) = client.cluster.ask(place, request, OffsetCommitResponse).topics
         assert not answer.partitions[0].error_code

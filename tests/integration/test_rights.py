@@ -210,10 +210,13 @@ def test_a_reset_needs_rights_on_group_and_topic(secure: SecureCluster, user: Us
     named = [*command, "--topic", topic, "--execute"]
 
     def refused(lacking: Right) -> None:
-        result = user.run(*named)
-        assert result.exit_code == 2, result.output
-        assert lacking.name in result.output
+        for asked in (named[:-1], named):  # without --execute, and with it
+            result = user.run(*asked)
+            assert result.exit_code == 2, result.output
+            assert lacking.name in result.output
+            assert ("WRITE on transactional ids" in result.output) == (lacking.kind == "TRANSACTIONAL_ID")
         assert positions(secure, group) == {(topic, 0): 5, (topic, 1): 6}
+        assert not (user.repository / "resets").exists()
 
     user.needs_each(rights, refused)
     hidden = user.run(*command, "--execute")  # on which other topics may the group have positions?
@@ -223,30 +226,44 @@ def test_a_reset_needs_rights_on_group_and_topic(secure: SecureCluster, user: Us
     assert positions(secure, group) == {(topic, 0): 0, (topic, 1): 0}
 
 
-def test_a_restore_needs_four_rights_on_each_target(secure: SecureCluster, user: User) -> None:
-    """What: CREATE, READ, WRITE and ALTER_CONFIGS on the target and nothing else; then without each of them.
+@pytest.mark.parametrize("with_groups", [False, True], ids=["data", "groups"])
+def test_a_restore_needs_four_rights_on_each_target(
+    secure: SecureCluster, user: User, *, with_groups: bool
+) -> None:
+    """What: CREATE, READ, WRITE and ALTER_CONFIGS on the target, with groups those of a reset; then without each.
 
     Why: rights on a topic that does not exist yet cannot be found out by trying.
-    Risk: a topic that is half written when the missing right is found.
+    Risk: a topic that is half written, or whose groups cannot be moved, when the missing right is found.
     """
-    source = filled_topic(secure, f"{user.name}-source")
-    allow(secure, user.name, Right("READ", source), Right("DESCRIBE_CONFIGS", source))
-    assert user.run("backup", topics=[source]).exit_code == 0
+    source, group = filled_topic(secure, f"{user.name}-source"), f"{user.name}.group"
+    commit(secure.bootstrap_servers, group, {(source, 0): 5})
+    seen = [Right("DESCRIBE", "__consumer_offsets"), Right("DESCRIBE", group, "GROUP")]
+    allow(secure, user.name, Right("READ", source), Right("DESCRIBE_CONFIGS", source), *seen)
+    assert user.run("backup", topics=[source], groups=[group]).exit_code == 0
+    take(secure, user.name, *seen)
     target = f"again-{source}"
     command = ["restore", "--id", "r1", "--prefix", "again-", "--execute"]
     rights = [Right(each, target) for each in ("CREATE", "READ", "WRITE", "ALTER_CONFIGS")]
+    if with_groups:
+        command += ["--groups", group]
+        rights += [
+            Right("READ", group, "GROUP"),
+            Right("DESCRIBE", "__consumer_offsets"),
+            Right("WRITE", "kafka-backup-", "TRANSACTIONAL_ID", prefixed=True),
+        ]
 
     def refused(lacking: Right) -> None:
         result = user.run(*command, topics=[source])
         assert result.exit_code == 2, result.output
         told = " ".join(problem["detail"] for problem in json.loads(result.stdout)["problems"])
         assert lacking.operation in told
-        assert target in told
+        assert lacking.name in told
         assert target not in secure.admin().list_topics(timeout=30).topics
 
     user.needs_each(rights, refused)
     result = user.run(*command, topics=[source])
     assert result.exit_code == 0, result.output
+    assert positions(secure, group) == {(source, 0): 5} | ({(target, 0): 5} if with_groups else {})
     again = read_topic(secure.bootstrap_servers, target)
     for partition, records in read_topic(secure.bootstrap_servers, source).items():
         assert again[partition] == renumbered(records)

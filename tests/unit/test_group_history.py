@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from kafka_backup.errors import ConfigurationError
 from kafka_backup.group_history import GroupHistory, history_at
-from kafka_backup.kafka.groups import OFFSETS_TOPIC
+from kafka_backup.kafka.last_commits import OFFSETS_TOPIC
 from kafka_backup.progress import StopToken
 from kafka_backup.records.codec import Record, encode_batch
 from kafka_backup.repository.documents import (

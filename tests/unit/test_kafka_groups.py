@@ -2,12 +2,13 @@
 
 import datetime
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, repeat
 from typing import Any
 
 import pytest
 from kio.schema.errors import ErrorCode
+from kio.schema.fetch.v13.request import FetchRequest
 from kio.schema.find_coordinator.v4.request import FindCoordinatorRequest
 from kio.schema.find_coordinator.v4.response import Coordinator, FindCoordinatorResponse
 from kio.schema.list_groups.v4.response import ListedGroup, ListGroupsResponse
@@ -25,14 +26,26 @@ from kio.schema.offset_fetch.v8.response import (
     OffsetFetchResponsePartitions,
     OffsetFetchResponseTopics,
 )
+from kio.schema.offset_for_leader_epoch.v4.request import OffsetForLeaderEpochRequest
+from kio.schema.offset_for_leader_epoch.v4.response import (
+    EpochEndOffset,
+    OffsetForLeaderEpochResponse,
+    OffsetForLeaderTopicResult,
+)
 
-from kafka_backup.errors import UnreachableError
-from kafka_backup.kafka.cluster import Cluster
-from kafka_backup.kafka.groups import OFFSETS_TOPIC, CommittedOffset, GroupClient, probe_groups
+from kafka_backup.errors import AuthorizationError, DamagedError, UnreachableError
+from kafka_backup.kafka.cluster import EARLIEST, Cluster
+from kafka_backup.kafka.coordinators import probe_groups
+from kafka_backup.kafka.groups import CommittedOffset, GroupClient
+from kafka_backup.kafka.last_commits import OFFSETS_TOPIC
 from kafka_backup.kafka.settings import ConnectionSettings
-from tests.support.scripted_broker import ScriptedBroker, metadata
+from kafka_backup.records.codec import Record, encode_batch
+from tests.support.scripted_broker import ScriptedBroker, fetched, metadata
+from tests.unit.offset_commits import commit_key, commit_value, text
 
 OK, NOT_COORDINATOR = ErrorCode.none, ErrorCode.not_coordinator
+UNSTABLE = ErrorCode.unstable_offset_commit
+NO_COMMIT = -1
 NO_TIME: Any = datetime.timedelta(0)
 
 
@@ -60,8 +73,21 @@ class Coordinators:
 
     def __init__(self) -> None:
         self.broker = ScriptedBroker(
-            {2: self.ends, 3: self.metadata, 9: self.fetch, 10: self.find, 16: self.list_groups}
+            {
+                1: self.read,
+                2: self.ends,
+                3: self.metadata,
+                9: self.fetch,
+                10: self.find,
+                16: self.list_groups,
+                23: self.epoch_ends,
+            }
         )
+        self.log: list[tuple[int, bytes]] = []
+        """Batches, each with its last offset."""
+        self.log_start = self.epoch_start = 0
+        self.ends_at: Iterator[int] = repeat(9)
+        self.may_read = True
         self.epoch = 0
         self.epochs: Iterator[int] = repeat(0)
         self.ready: Iterator[ErrorCode] = repeat(OK)
@@ -75,14 +101,54 @@ class Coordinators:
 
     def ends(self, request: ListOffsetsRequest) -> Any:
         (asked,) = request.topics[0].partitions
+        first = int(asked.timestamp) == EARLIEST
         part = ListOffsetsPartitionResponse(
             partition_index=asked.partition_index,
-            error_code=next(self.ready),
-            offset=9,  # type: ignore[arg-type]
+            error_code=OK if first else next(self.ready),
+            offset=self.log_start if first else next(self.ends_at),  # type: ignore[arg-type]
             leader_epoch=asked.current_leader_epoch,
         )
         topic = ListOffsetsTopicResponse(name=OFFSETS_TOPIC, partitions=(part,))  # type: ignore[arg-type]
         return ListOffsetsResponse(throttle_time=NO_TIME, topics=(topic,))
+
+    def epoch_ends(self, request: OffsetForLeaderEpochRequest) -> Any:
+        (asked,) = request.topics[0].partitions
+        assert asked.leader_epoch == asked.current_leader_epoch - 1
+        part = EpochEndOffset(
+            error_code=OK,
+            partition=asked.partition,
+            leader_epoch=asked.leader_epoch,
+            end_offset=self.epoch_start,  # type: ignore[arg-type]
+        )
+        topic = OffsetForLeaderTopicResult(topic=OFFSETS_TOPIC, partitions=(part,))  # type: ignore[arg-type]
+        return OffsetForLeaderEpochResponse(throttle_time=NO_TIME, topics=(topic,))
+
+    def read(self, request: FetchRequest) -> Any:
+        if not self.may_read:
+            return fetched(error=ErrorCode.topic_authorization_failed)
+        first = int(request.topics[0].partitions[0].fetch_offset)
+        assert first >= self.log_start
+        return fetched(b"".join(batch for last, batch in self.log if last >= first), end=self.epoch_start)
+
+    def write(
+        self, *records: tuple[bytes, bytes | None], time: int = 0, producer: int = -1, control: bool = False
+    ) -> None:
+        """Append a batch to the log that a new leader takes over."""
+        batch = encode_batch(
+            [
+                Record(offset=self.epoch_start + i, timestamp=time, key=key, value=value)
+                for i, (key, value) in enumerate(records)
+            ],
+            producer_id=producer,
+            transactional=producer >= 0,
+            control=control,
+        )
+        self.epoch_start += len(records)
+        self.log.append((self.epoch_start - 1, batch))
+
+    def take_over(self) -> None:
+        """Be the second leader, which has written nothing yet."""
+        self.epochs, self.ends_at = repeat(1), repeat(self.epoch_start)
 
     def find(self, request: FindCoordinatorRequest) -> Any:
         return FindCoordinatorResponse(
@@ -120,14 +186,14 @@ class Coordinators:
         return OffsetFetchResponse(throttle_time=NO_TIME, groups=groups)
 
     def _group(self, name: str, answer: int | ErrorCode | None) -> OffsetFetchResponseGroup:
-        if isinstance(answer, ErrorCode) and answer is not ErrorCode.unstable_offset_commit:
+        if isinstance(answer, ErrorCode) and answer is not UNSTABLE:
             return OffsetFetchResponseGroup(group_id=name, topics=(), error_code=answer)  # type: ignore[arg-type]
         unstable = isinstance(answer, ErrorCode)
         part = OffsetFetchResponsePartitions(
             partition_index=0,  # type: ignore[arg-type]
-            committed_offset=-1 if unstable else answer,  # type: ignore[arg-type]
+            committed_offset=NO_COMMIT if unstable else answer,  # type: ignore[arg-type]
             metadata="m",
-            error_code=ErrorCode.unstable_offset_commit if unstable else OK,
+            error_code=UNSTABLE if unstable else OK,
         )
         topic = OffsetFetchResponseTopics(name="orders", partitions=(part,))  # type: ignore[arg-type]
         return OffsetFetchResponseGroup(group_id=name, topics=(topic,))  # type: ignore[arg-type]
@@ -211,10 +277,146 @@ def test_an_unstable_offset_is_asked_for_again(coordinators: Coordinators) -> No
     Why: before the marker the old offset is shown, which is wrong by a whole transaction a moment later.
     Risk: records done twice after a restore.
     """
-    unstable = ErrorCode.unstable_offset_commit
-    coordinators.offsets = iter([{"a": unstable, "b": 1}, {"a": unstable}, {"a": 9}])
+    coordinators.offsets = iter([{"a": UNSTABLE, "b": 1}, {"a": UNSTABLE}, {"a": 9}])
     found = client(coordinators).fetch(["a", "b"])
     assert {name: [o.offset for o in answer.values()] for name, answer in found.items()} == {  # type: ignore[union-attr]
         "a": [9],
         "b": [1],
     }
+
+
+def position(group: str, offset: int | None, *, metadata: str = "m") -> tuple[bytes, bytes | None]:
+    """The record of a commit; None: its tombstone."""
+    value = None if offset is None else commit_value(3, offset, -1, metadata)
+    return commit_key(group, "orders", 0), value
+
+
+def marker(*, committed: bool) -> tuple[bytes, bytes]:
+    return b"\0\0\0" + bytes([committed]), bytes(6)
+
+
+def found_by(client: GroupClient, groups: Sequence[str]) -> dict[str, list[int]]:
+    """Where groups are, all of which must be read."""
+    answers = client.fetch(groups)
+    assert not any(isinstance(answer, Exception) for answer in answers.values()), answers
+    return {name: [o.offset for o in answer.values()] for name, answer in answers.items()}  # type: ignore[union-attr]
+
+
+def test_what_a_new_coordinator_does_not_show_is_read_from_its_log(coordinators: Coordinators) -> None:
+    """What: commits, a deletion, transactions right before a coordinator took over, which shows none of them.
+
+    Why: Kafka 4 looks at the high watermark while it loads, and is told of changes only afterwards.
+    Risk: a group that is missing without an error; positions from before the failover; an aborted one.
+    """
+    coordinators.write(position("moved", 3), position("gone", 4), position("aborted", 5))
+    coordinators.write(position("moved", 7), position("fresh", 8))
+    coordinators.write(position("exactly", 9), producer=70)
+    coordinators.write(position("aborted", 99), producer=71)
+    coordinators.write(marker(committed=True), producer=70, control=True)
+    coordinators.write(marker(committed=False), producer=71, control=True)
+    coordinators.write(position("gone", None))
+    coordinators.write((b"\0\2" + text("joined"), b"x"), position("joined", 2))
+    coordinators.take_over()
+    shown = {
+        "moved": 3,
+        "gone": 4,
+        "aborted": 5,
+        "fresh": NO_COMMIT,
+        "exactly": NO_COMMIT,
+        "joined": NO_COMMIT,
+    }
+    coordinators.listings = repeat(["moved", "gone", "aborted"])
+    coordinators.offsets = repeat(shown)
+    asker = client(coordinators)
+    listing = asker.list_groups()
+    assert (listing.is_proved, listing.unread) == (True, {})
+    assert sorted(listing.groups) == sorted(shown)
+    fresh, joined = listing.groups["fresh"], listing.groups["joined"]
+    assert (fresh.type, fresh.state, fresh.has_members) == ("classic", "Empty", False)
+    assert (joined.type, joined.state, joined.has_members) == ("classic", "Unknown", True)
+    expected = {"moved": [7], "gone": [], "aborted": [5], "fresh": [8], "exactly": [9], "joined": [2]}
+    assert found_by(asker, list(shown)) == expected
+    (named,) = asker.fetch({"moved": [("orders", 1)]}).values()
+    assert named == {("orders", 0): CommittedOffset(offset=3, metadata="m")}  # nobody asked for [0]
+
+
+def test_a_coordinator_that_has_written_since_is_believed(coordinators: Coordinators) -> None:
+    """What: while it is asked a new coordinator writes, so that it shows everything; it is asked again.
+
+    Why: the end of the log that it took over is not the end any more.
+    Risk: a position from before the failover put over a newer one, which a consumer has committed since.
+    """
+    coordinators.write(position("a", 7), position("b", 1))
+    coordinators.take_over()
+    quiet, busy = coordinators.epoch_start, coordinators.epoch_start + 1
+    coordinators.ends_at = chain([quiet], repeat(busy))
+    coordinators.offsets = iter([{"a": 3}, {"a": 8}])
+    assert found_by(client(coordinators), ["a"]) == {"a": [8]}
+    coordinators.ends_at = chain([quiet], repeat(busy))
+    coordinators.listings = iter([[], ["a"]])
+    assert list(client(coordinators).list_groups().groups) == ["a"]  # "b" was deleted meanwhile
+
+
+def test_a_transaction_that_a_new_coordinator_does_not_show_is_waited_for(coordinators: Coordinators) -> None:
+    """What: a transactional commit right before a coordinator took over, without its end.
+
+    Why: a coordinator that shows it says "unstable"; this one shows the old position as if nothing were under way.
+    Risk: a position from before a transaction that is committed a moment later.
+    """
+    coordinators.write(position("a", 3), position("b", 1))
+    coordinators.write(position("a", 9), producer=70)
+    coordinators.take_over()
+    coordinators.ends_at = chain([coordinators.epoch_start] * 4, repeat(coordinators.epoch_start + 1))
+    coordinators.offsets = iter([{"a": 3, "b": 1}, {"a": 3}, {"a": 9}])
+    assert found_by(client(coordinators), ["a", "b"]) == {"a": [9], "b": [1]}
+
+
+@pytest.mark.parametrize("why", ["no right", "unknown record"])
+def test_a_log_that_cannot_be_read_is_a_doubt(coordinators: Coordinators, why: str) -> None:
+    """What: no READ on the offsets topic, or a record of a version that is not known here.
+
+    Why: the right is not needed for anything else, and nearly always nothing is missing.
+    Risk: no snapshots any more without that right; or a doubt about which nobody hears.
+    """
+    coordinators.write(position("a", 3))
+    coordinators.write((commit_key("a", "orders", 0), b"\0\x63"))
+    coordinators.take_over()
+    coordinators.may_read = why != "no right"
+    coordinators.listings, coordinators.offsets = repeat(["a"]), repeat({"a": 3})
+    asker = client(coordinators)
+    listing = asker.list_groups()
+    assert list(listing.groups) == ["a"]
+    (error,) = listing.unread.values()
+    assert isinstance(error, AuthorizationError if why == "no right" else DamagedError)
+    assert found_by(asker, ["a"]) == {"a": [3]}
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(2, 5), (15, 4)])
+def test_the_end_of_a_log_is_read_as_far_back_as_a_replica_may_lag(
+    coordinators: Coordinators, seconds: int, shown: int
+) -> None:
+    """What: a commit behind thousands of others, within the time that an elected replica may lag, and before.
+
+    Why: how far back a coordinator's view may be is a matter of time, and not of bytes.
+    Risk: a busy partition whose last second is more than what is looked at; or all of the log read each time.
+    """
+    coordinators.write(position("a", 5))
+    for i in range(30):
+        coordinators.write(*(position("other", n) for n in range(100)), time=1000 * seconds * i)
+    coordinators.take_over()
+    coordinators.offsets = repeat({"a": 4})
+    assert found_by(client(coordinators), ["a"]) == {"a": [shown]}
+
+
+def test_an_offset_that_is_none_is_an_error_in_the_log_too(coordinators: Coordinators) -> None:
+    """What: negative numbers as positions, which old clients could commit.
+
+    Why: brokers show -1 as "no commit"; anything below means nothing.
+    Risk: a snapshot that cannot be stored, because of one group.
+    """
+    coordinators.write(position("a", -1), position("b", -7))
+    coordinators.take_over()
+    coordinators.offsets = repeat({"a": 2, "b": 2})
+    found = client(coordinators).fetch(["a", "b"])
+    assert found["a"] == {}
+    assert "-7 is no position" in str(found["b"])

@@ -16,10 +16,10 @@ from kafka_backup.kafka import groups as kafka_groups
 from kafka_backup.kafka.cluster import Partition
 from kafka_backup.kafka.groups import CommittedOffset, GroupClient, GroupOffsets, PartitionErrors, chunks
 from kafka_backup.kafka.settings import Address
-from kafka_backup.offset_automation import digest_of, new_reset_id
 from kafka_backup.position_mover import MoveResult, PositionMove, PositionMover
 from kafka_backup.progress import StopToken
 from kafka_backup.repository.group_documents import ResetRequest
+from kafka_backup.reset_plan import digest_of, new_reset_id
 from kafka_backup.selection import GroupSelection
 
 GROUPS = ("a", "b", "c")
@@ -252,9 +252,9 @@ def test_groups_are_asked_for_in_batches_per_coordinator(places: dict[str, int],
     asked: list[tuple[Address, tuple[str, ...]]] = []
     lock = threading.Lock()
 
-    class Client(GroupClient):
-        def coordinators(self, keys: Sequence[str], key_type: int = 0) -> Any:
-            return {key: Address("broker", 1 + places[key]) for key in keys}
+    class Places:
+        def of_groups(self, groups: Sequence[str]) -> Any:
+            return None, {group: Address("broker", 1 + places[group]) for group in groups}
 
     def ask(address: Address, names: Sequence[str]) -> Mapping[str, str]:
         with lock:
@@ -265,7 +265,8 @@ def test_groups_are_asked_for_in_batches_per_coordinator(places: dict[str, int],
         def retry(self, _what: str, attempt: Callable[[], None]) -> None:
             attempt()
 
-    client = Client(cast(Any, Retrying()))
+    client = GroupClient(cast(Any, Retrying()))
+    client.coordinators = cast(Any, Places())
     before, kafka_groups._GROUPS = kafka_groups._GROUPS, size
     try:
         answers = client._by_coordinator(list(places), ask)

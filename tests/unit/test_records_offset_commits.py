@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 
 from kafka_backup.errors import DamagedError
 from kafka_backup.records.offset_commits import (
+    GroupKey,
     OffsetCommitKey,
     OffsetCommitValue,
+    parse_group_key,
     parse_offset_commit_key,
     parse_offset_commit_value,
 )
-from tests.unit.offset_commits import commit_key, commit_value
+from tests.unit.offset_commits import commit_key, commit_value, text
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=200)
 OFFSET = st.integers(-(2**63), 2**63 - 1)
@@ -45,6 +47,18 @@ def test_other_records_are_left_alone(version: int, rest: bytes) -> None:
     assert parse_offset_commit_key(struct.pack(">h", version) + rest) is None
     assert parse_offset_commit_key(None) is None
     assert parse_offset_commit_key(b"") is None
+
+
+@given(TEXT, st.integers(0, 40))
+def test_a_key_says_which_group_has_members(group: str, version: int) -> None:
+    """What: keys of all kinds of records, each about a group.
+
+    Why: a group with members is more than its commits.
+    Risk: a consumer's group taken for one that nobody is in.
+    """
+    types = {2: "classic", 3: "consumer", 17: "streams"}
+    found = parse_group_key(struct.pack(">h", version) + text(group))
+    assert found == (GroupKey(group=group, type=types[version]) if version in types else None)
 
 
 @given(st.integers(0, 4), OFFSET, EPOCH, TEXT, st.none() | st.uuids(), st.integers(0, 3))
@@ -78,6 +92,7 @@ def test_a_damaged_record_is_no_position(version: int, metadata: str, data: st.D
     for whole, parse in (
         (commit_value(version, 5, 6, metadata, uuid.UUID(int=7)), parse_offset_commit_value),
         (commit_key("group", "topic", 3), parse_offset_commit_key),
+        (b"\0\2" + text("group"), parse_group_key),
     ):
         cut = data.draw(st.integers(2, len(whole) - 1))
         with pytest.raises(DamagedError):

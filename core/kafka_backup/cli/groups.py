@@ -20,7 +20,7 @@ from kafka_backup.errors import (
     KafkaBackupError,
 )
 from kafka_backup.groups import PlannedReset
-from kafka_backup.offset_automation import Destination, ResetReport, error_of, parse_destination
+from kafka_backup.offset_automation import ResetReport
 from kafka_backup.offset_rollback import RollbackPlan
 from kafka_backup.position_mover import MoveResult
 from kafka_backup.progress import StopToken
@@ -31,6 +31,7 @@ from kafka_backup.repository.group_documents import (
     ResetRequest,
     SavedGroup,
 )
+from kafka_backup.reset_plan import Destination, error_of, parse_destination
 from kafka_backup.selection import GroupSelection
 from kafka_backup.times import format_time
 
@@ -367,6 +368,7 @@ def _snapshot(found: GroupSnapshot) -> Document:
         "taken_at": format_time(found.taken_at),
         "ended_at": format_time(found.ended_at),
         "incomplete": list(found.incomplete),
+        "doubts": list(found.doubts),
         "groups": [
             {**_group(group), "offsets": [position.model_dump() for position in group.positions]}
             for group in found.groups

@@ -118,6 +118,11 @@ class Cluster:
         view._check_stop = check_stop
         return view
 
+    def check_stop(self) -> None:
+        """Raise if somebody asked to stop."""
+        if self._check_stop is not None:
+            self._check_stop()
+
     def close(self) -> None:
         """Close the idle connections."""
         self.connections.close()
@@ -125,8 +130,7 @@ class Cluster:
     def _wait(self, seconds: float) -> None:
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
-            if self._check_stop is not None:
-                self._check_stop()
+            self.check_stop()
             time.sleep(min(left, 0.2))
 
     def _request(self, connection: Connection, payload: Any, response_type: type[Answer]) -> Answer:
@@ -297,8 +301,7 @@ class Cluster:
         answers: dict[int, MetadataResponse | UnreachableError] = {}
         patience: float | None = None
         while len(answers) < len(brokers):
-            if self._check_stop is not None:
-                self._check_stop()
+            self.check_stop()
             try:
                 number, answer = results.get(timeout=0.1)
             except queue.Empty:

@@ -28,14 +28,8 @@ from kio.schema.txn_offset_commit.v3.response import TxnOffsetCommitResponse
 
 from kafka_backup.errors import BrokerError, KafkaBackupError
 from kafka_backup.kafka.cluster import broker_error, by_topic
-from kafka_backup.kafka.groups import (
-    THREADS,
-    TRANSACTION_KEY,
-    GroupClient,
-    GroupOffsets,
-    chunks,
-    errors_of,
-)
+from kafka_backup.kafka.coordinators import THREADS
+from kafka_backup.kafka.groups import GroupClient, GroupOffsets, chunks, errors_of
 from kafka_backup.kafka.settings import Address
 
 _T = TypeVar("_T")
@@ -87,7 +81,7 @@ class GroupTransaction:
         """
         for group in offsets:
             self._announce(group)
-        coordinators = dict(self._groups.coordinators(list(offsets)))
+        coordinators = dict(self._groups.coordinators.of_groups(list(offsets))[1])
         with ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="groups") as pool:
             list(pool.map(partial(self._write, coordinators=coordinators), offsets, offsets.values()))
 
@@ -126,7 +120,9 @@ class GroupTransaction:
             request = self._request(group, part)
 
             def write(request: TxnOffsetCommitRequest = request) -> None:
-                coordinator = coordinators.pop(group, None) or self._groups.coordinators([group])[group]
+                coordinator = (
+                    coordinators.pop(group, None) or self._groups.coordinators.of_groups([group])[1][group]
+                )
                 if isinstance(coordinator, KafkaBackupError):
                     raise coordinator
                 answer = self._groups.cluster.ask(coordinator, request, TxnOffsetCommitResponse)
@@ -184,7 +180,7 @@ class GroupTransaction:
             # Whoever fails is forgotten, and looked for again.
             coordinator, self._coordinator = self._coordinator, None
             if coordinator is None:
-                coordinator = self._groups.coordinators([self._id], TRANSACTION_KEY)[self._id]
+                coordinator = self._groups.coordinators.of_transaction(self._id)
             if isinstance(coordinator, KafkaBackupError):
                 raise coordinator
             answer = ask(coordinator)

@@ -7,10 +7,9 @@ number they are given (``OffsetMetadataManager.validateOffsetCommit``); checks o
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import count
 from typing import Any, TypeVar
 
 from kio.schema.consumer_group_describe.v0.request import ConsumerGroupDescribeRequest
@@ -20,8 +19,6 @@ from kio.schema.delete_groups.v2.response import DeleteGroupsResponse
 from kio.schema.describe_groups.v5.request import DescribeGroupsRequest
 from kio.schema.describe_groups.v5.response import DescribeGroupsResponse
 from kio.schema.errors import ErrorCode
-from kio.schema.find_coordinator.v4.request import FindCoordinatorRequest
-from kio.schema.find_coordinator.v4.response import FindCoordinatorResponse
 from kio.schema.list_groups.v4.request import ListGroupsRequest as ListGroupsRequestV4
 from kio.schema.list_groups.v4.response import ListGroupsResponse as ListGroupsResponseV4
 from kio.schema.list_groups.v5.request import ListGroupsRequest
@@ -52,25 +49,25 @@ from kafka_backup.errors import (
     KafkaBackupError,
     UnreachableError,
 )
-from kafka_backup.kafka.cluster import LATEST, Cluster, OffsetAnswer, Partition, broker_error, by_topic
+from kafka_backup.kafka.cluster import Cluster, Partition, broker_error, by_topic
+from kafka_backup.kafka.coordinators import (
+    THREADS,
+    Coordinators,
+    OffsetsTopic,
+    may_succeed_later,
+    probe_groups,
+)
+from kafka_backup.kafka.last_commits import OFFSETS_TOPIC, LastCommits
 from kafka_backup.kafka.rights import operations_named
 from kafka_backup.kafka.settings import Address
 
-OFFSETS_TOPIC = "__consumer_offsets"
-GROUP_KEY, TRANSACTION_KEY = 0, 1
-"""What a coordinator is asked for (FindCoordinator's key types)."""
-THREADS = 8
-"""Requests under way at the same time, over all coordinators."""
 _LIST_GROUPS = 16
-_KEYS = 500
-"""Groups in one FindCoordinator request."""
 _GROUPS = 50
 """Groups in one OffsetFetch request: small enough that an answer takes a broker milliseconds."""
 _OFFSETS = 1000
 """Offsets in one OffsetCommit request, which becomes one batch of at most 1 MiB."""
 _NO_COMMIT = -1
-_READY_SECONDS = 1.0
-"""How long the other groups wait for a coordinator that is not ready, before it is asked for again."""
+_UNKNOWN = "Unknown"
 
 T = TypeVar("T")
 
@@ -82,7 +79,8 @@ class ListedGroup:
     Attributes:
         type: ``classic``, ``consumer`` (KIP-848), ``share`` or ``streams``; brokers before 3.8 know
             only the first.
-        state: Kafka's name: ``Empty``, ``Stable``, ``PreparingRebalance``, ``Assigning``...
+        state: Kafka's name: ``Empty``, ``Stable``, ``PreparingRebalance``, ``Assigning``...; ``Unknown`` where
+            its coordinator does not show it yet.
         protocol_type: ``consumer``, ``connect``...; empty for a simple group, which only commits.
     """
 
@@ -113,38 +111,17 @@ class GroupListing:
     Attributes:
         is_proved: no coordinator was on the move while it was asked, which takes the right DESCRIBE on
             the topic ``__consumer_offsets`` to know; without it, groups may be missing.
+        unread: why the last commits before a coordinator took over could not be read, by partition of that
+            topic: where nothing was written since, coordinators may not show them.
     """
 
     groups: Mapping[str, ListedGroup]
     is_proved: bool
+    unread: Mapping[int, KafkaBackupError]
 
 
 GroupOffsets = Mapping[Partition, CommittedOffset]
 PartitionErrors = Mapping[Partition, KafkaBackupError]
-
-
-def partition_for(group: str, partitions: int) -> int:
-    """Return the partition of the offsets topic that holds a group, whose leader is its coordinator.
-
-    As ``GroupCoordinatorService.partitionFor``: the absolute value of Java's ``String.hashCode``, modulo.
-    """
-    units = group.encode("utf-16-be", "surrogatepass")
-    value = 0
-    for high, low in zip(units[::2], units[1::2], strict=True):
-        value = (31 * value + (high << 8 | low)) & 0xFFFFFFFF
-    absolute = (1 << 32) - value if value >= 1 << 31 else value
-    return (absolute & 0x7FFFFFFF) % partitions  # Kafka takes 0 for Integer.MIN_VALUE
-
-
-def probe_groups(partitions: int) -> Mapping[int, str]:
-    """Return for each partition of the offsets topic the name of a group that belongs there."""
-    names: dict[int, str] = {}
-    for number in count():
-        name = f"kafka-backup-probe-{number}"
-        names.setdefault(partition_for(name, partitions), name)
-        if len(names) == partitions:
-            break
-    return names
 
 
 class GroupClient:
@@ -153,6 +130,7 @@ class GroupClient:
     def __init__(self, cluster: Cluster) -> None:
         """Prepare; nothing is contacted yet."""
         self.cluster = cluster
+        self.coordinators = Coordinators(cluster)
 
     # --- which groups there are
 
@@ -161,7 +139,8 @@ class GroupClient:
 
         While a coordinator moves to another broker, neither may list its groups, and neither says so.
         So each partition of the offsets topic is proved to be served, by a question about a group that
-        does not exist, before and after the listing, and its leader must be the same throughout.
+        does not exist, before and after the listing, and its leader must be the same throughout. What the
+        new one may not show even then is read from its log.
 
         Raises:
             UnreachableError: not all coordinators answered for themselves in time.
@@ -169,15 +148,16 @@ class GroupClient:
         return self.cluster.retry("listing the consumer groups", self._list_once)
 
     def _list_once(self) -> GroupListing:
-        before = self._leaders()
-        probes = probe_groups(len(before)) if before else {}
+        before = self.coordinators.offsets_topic()
+        probes = probe_groups(len(before.leaders)) if before is not None and before.leaders else {}
         by_broker: dict[Address, list[str]] = defaultdict(list)
-        for partition, (address, _) in (before or {}).items():
-            if address is None:
-                raise broker_error(ErrorCode.coordinator_not_available, f"{OFFSETS_TOPIC} [{partition}]")
-            by_broker[address].append(probes[partition])
         if before is None:
             by_broker |= {address: [] for address in self.cluster.metadata([]).brokers.values()}
+        else:
+            for partition, leader in before.leaders.items():
+                if leader.address is None:
+                    raise broker_error(ErrorCode.coordinator_not_available, f"{OFFSETS_TOPIC} [{partition}]")
+                by_broker[leader.address].append(probes[partition])
 
         def ask(pair: tuple[Address, Sequence[str]]) -> Sequence[ListedGroup]:
             address, names = pair
@@ -186,45 +166,37 @@ class GroupClient:
             self._prove_served(address, names)
             return listed
 
-        groups = {}
+        groups: dict[str, ListedGroup] = {}
         with ThreadPoolExecutor(max_workers=max(1, len(by_broker)), thread_name_prefix="groups") as pool:
             for found in pool.map(ask, by_broker.items()):
                 groups.update({group.group: group for group in found})
-        if self._leaders() != before:
-            raise broker_error(ErrorCode.not_coordinator, "a group coordinator moved meanwhile")
-        return GroupListing(groups=groups, is_proved=before is not None)
-
-    def _leaders(self) -> Mapping[int, tuple[Address | None, int]] | None:
-        """Leader and epoch of each partition of the offsets topic; None if we may not see them.
-
-        There are none before the first group, which makes that topic. All brokers are asked: one that was
-        cut off goes on answering as coordinator, with the positions of before.
-
-        A leader of None stands for nobody whose answer would be the truth. A coordinator shows what lies
-        below its high watermark, and that of a new leader may be too low for a while: the last commits
-        before the election are acknowledged, and neither they nor their groups are shown. Brokers do not
-        tell such a watermark (OFFSET_NOT_AVAILABLE, KIP-207), so a leader that tells it shows everything.
-        """
-        metadata = self.cluster.survey([OFFSETS_TOPIC])
-        if code := metadata.errors.get(OFFSETS_TOPIC):
-            error = broker_error(code, f"describing {OFFSETS_TOPIC}")
-            if isinstance(error, AuthorizationError):
-                return None
-            raise error
-        topic = metadata.topics.get(OFFSETS_TOPIC)
-        if topic is None:
-            return {}
-        ends = self.cluster.list_offsets(
-            {(OFFSETS_TOPIC, number): LATEST for number in topic.partitions},
-            isolation="read_uncommitted",
-            deadline=_READY_SECONDS,
+        last = {} if before is None else self.coordinators.last_commits(before, before.leaders)
+        unseen = {
+            group.group: group
+            for commits in last.values()
+            if isinstance(commits, LastCommits)
+            for group in _unseen_groups(commits)
+            if group.group not in groups
+        }
+        self._refuse_moved(before, unseen)
+        return GroupListing(
+            groups=groups | unseen,
+            is_proved=before is not None,
+            unread={number: found for number, found in last.items() if isinstance(found, KafkaBackupError)},
         )
-        leaders = {}
-        for number, part in topic.partitions.items():
-            end = ends[OFFSETS_TOPIC, number]
-            is_ready = isinstance(end, OffsetAnswer) and end.leader_epoch == part.leader_epoch
-            leaders[number] = metadata.brokers.get(part.leader) if is_ready else None, part.leader_epoch
-        return leaders
+
+    def _refuse_moved(self, before: OffsetsTopic | None, unseen: Collection[str]) -> None:
+        """Refuse to believe an answer while a coordinator moved, or wrote where its log was to say the rest."""
+        after = self.coordinators.offsets_topic()
+        if before is None or after is None:
+            moved = before is not after
+        else:
+            quiet = {before.partition_of(group) for group in unseen}
+            moved = _places(before) != _places(after) or any(
+                not after.leaders[number].is_untouched for number in quiet
+            )
+        if moved:
+            raise broker_error(ErrorCode.not_coordinator, "a group coordinator moved meanwhile")
 
     def _prove_served(self, address: Address, names: Sequence[str]) -> None:
         if not names:
@@ -261,14 +233,16 @@ class GroupClient:
 
         def ask(address: Address, names: Sequence[str]) -> Mapping[str, frozenset[str] | KafkaBackupError]:
             request = DescribeGroupsRequest(groups=tuple(names), include_authorized_operations=True)  # type: ignore[arg-type]
-            return {
-                str(group.group_id): broker_error(
-                    group.error_code, f"asking for our rights on {group.group_id!r}"
-                )
-                if group.error_code
-                else operations_named(int(group.authorized_operations))
-                for group in self.cluster.ask(address, request, DescribeGroupsResponse).groups
-            }
+            held: dict[str, frozenset[str] | KafkaBackupError] = {}
+            for group in self.cluster.ask(address, request, DescribeGroupsResponse).groups:
+                name = str(group.group_id)
+                if group.error_code == ErrorCode.group_authorization_failed:
+                    held[name] = frozenset()
+                elif group.error_code:
+                    held[name] = broker_error(group.error_code, f"asking for our rights on {name!r}")
+                else:
+                    held[name] = operations_named(int(group.authorized_operations))
+            return held
 
         return self._by_coordinator(list(groups), ask)
 
@@ -332,7 +306,35 @@ class GroupClient:
                 for group in self._offset_fetch(address, question, require_stable=stable)
             }
 
-        return self._by_coordinator(list(wanted), ask)
+        return self._by_coordinator(
+            list(wanted), ask, lambda topic, found: self._completed(topic, found, wanted, stable=stable)
+        )
+
+    def _completed(
+        self,
+        topic: OffsetsTopic,
+        found: Mapping[str, GroupOffsets | KafkaBackupError],
+        wanted: Mapping[str, Sequence[Partition] | None],
+        *,
+        stable: bool,
+    ) -> Mapping[str, GroupOffsets | KafkaBackupError]:
+        """Put in what was committed right before a coordinator took over, where it does not show that."""
+        places = {group: topic.partition_of(group) for group in found}
+        last = self.coordinators.last_commits(topic, set(places.values()))
+        completed: dict[str, GroupOffsets | KafkaBackupError] = {}
+        for group, shown in found.items():
+            commits = last.get(places[group])
+            if isinstance(commits, LastCommits) and not isinstance(shown, KafkaBackupError):
+                completed[group] = _with_last_commits(group, shown, commits, wanted[group], stable=stable)
+        changed = {group for group, offsets in completed.items() if offsets != found[group]}
+        if changed:
+            now = self.coordinators.offsets_topic()
+            for group in changed:
+                if now is None or now.leaders.get(places[group]) != topic.leaders[places[group]]:
+                    completed[group] = broker_error(
+                        ErrorCode.not_coordinator, f"the coordinator of group {group!r} went on meanwhile"
+                    )
+        return {**found, **completed}
 
     def _offset_fetch(
         self, address: Address, groups: Mapping[str, Sequence[Partition] | None], *, require_stable: bool
@@ -411,69 +413,26 @@ class GroupClient:
 
         return self._each(groups, one)
 
-    # --- coordinators
-
-    def coordinators(
-        self, keys: Sequence[str], key_type: int = GROUP_KEY
-    ) -> Mapping[str, Address | KafkaBackupError]:
-        """Find the coordinator of each group or transactional id; asks until there is one, or time is over.
-
-        A group's is the leader of its partition of the offsets topic. Where we may not see those, or there
-        are none yet, any broker is asked for it, and believed.
-        """
-        if key_type == GROUP_KEY:
-            try:
-                leaders = self._leaders()
-            except UnreachableError as error:
-                return dict.fromkeys(keys, error)
-            if leaders:
-                nobody = broker_error(
-                    ErrorCode.coordinator_not_available, f"{OFFSETS_TOPIC} has no leader that is ready"
-                )
-                return {key: leaders[partition_for(key, len(leaders))][0] or nobody for key in keys}
-        found: dict[str, Address | KafkaBackupError] = {}
-        missing = UnreachableError("no broker names its coordinator")
-
-        def ask() -> None:
-            waiting = [key for key in keys if _may_succeed_later(found.get(key, missing))]
-            for start in range(0, len(waiting), _KEYS):
-                request = FindCoordinatorRequest(
-                    key_type=key_type,  # type: ignore[arg-type]
-                    coordinator_keys=tuple(waiting[start : start + _KEYS]),
-                )
-                answer = self.cluster.ask_any("finding coordinators", request, FindCoordinatorResponse)
-                for each in answer.coordinators:
-                    found[each.key] = (
-                        broker_error(each.error_code, f"finding the coordinator of {each.key!r}")
-                        if each.error_code
-                        else Address(each.host, int(each.port))
-                    )
-            for key in keys:
-                answer_of = found.get(key, missing)
-                if isinstance(answer_of, KafkaBackupError) and answer_of.retriable:
-                    raise answer_of
-
-        try:
-            self.cluster.retry("finding coordinators", ask)
-        except UnreachableError as error:
-            return {key: found[key] if _is_final(found.get(key)) else error for key in keys}
-        return found
+    # --- at their coordinators
 
     def _by_coordinator(
         self,
         groups: Sequence[str],
         ask: Callable[[Address, Sequence[str]], Mapping[str, T | KafkaBackupError]],
+        complete: Callable[
+            [OffsetsTopic, Mapping[str, T | KafkaBackupError]], Mapping[str, T | KafkaBackupError]
+        ] = lambda _topic, found: found,
     ) -> Mapping[str, T | KafkaBackupError]:
         """Ask all coordinators at once, each for its groups in batches, until every group has an answer.
 
         Groups whose coordinator moved, is silent or is not ready are asked for again, at whoever it is
-        then, until the retry time is over.
+        then, until the retry time is over. `complete` gets the answers, and who led the offsets topic.
         """
         answers: dict[str, T | KafkaBackupError] = {}
 
         def attempt() -> None:
-            waiting = [group for group in groups if _may_succeed_later(answers.get(group, _UNASKED))]
-            places = self.coordinators(waiting)
+            waiting = [group for group in groups if may_succeed_later(answers.get(group, _UNASKED))]
+            topic, places = self.coordinators.of_groups(waiting)
             batches: list[tuple[Address, Sequence[str]]] = []
             by_address: dict[Address, list[str]] = defaultdict(list)
             for group in waiting:
@@ -492,9 +451,11 @@ class GroupClient:
                     return dict.fromkeys(batch[1], error)
                 return {group: found.get(group, _UNASKED) for group in batch[1]}
 
+            fresh: dict[str, T | KafkaBackupError] = {}
             with ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="groups") as pool:
                 for found in pool.map(one, batches):
-                    answers.update(found)
+                    fresh.update(found)
+            answers.update(fresh if topic is None else complete(topic, fresh))
             for answer in answers.values():
                 if isinstance(answer, KafkaBackupError) and answer.retriable:
                     raise answer
@@ -503,7 +464,7 @@ class GroupClient:
             self.cluster.retry("asking the group coordinators", attempt)
         except UnreachableError as error:
             for group in groups:
-                if _may_succeed_later(answers.get(group, _UNASKED)):
+                if may_succeed_later(answers.get(group, _UNASKED)):
                     last = answers.get(group, error)
                     answers[group] = UnreachableError(
                         f"group {group!r}: no answer within {self.cluster.retry_seconds:g} s: {last}"
@@ -514,7 +475,7 @@ class GroupClient:
         self, groups: Sequence[str], ask: Callable[[Address, str], T]
     ) -> dict[str, T | KafkaBackupError]:
         """Ask the coordinator of each group, once, many at the same time."""
-        places = self.coordinators(groups)
+        _, places = self.coordinators.of_groups(groups)
 
         def one(group: str) -> T | KafkaBackupError:
             place = places[group]
@@ -543,6 +504,52 @@ class GroupClient:
 _UNASKED = UnreachableError("the coordinator left it out of its answer")
 
 
+def _places(topic: OffsetsTopic) -> tuple[str, Mapping[int, tuple[Address | None, int]]]:
+    return topic.topic_id, {number: (each.address, each.epoch) for number, each in topic.leaders.items()}
+
+
+def _unseen_groups(commits: LastCommits) -> Iterator[ListedGroup]:
+    """Yield the groups that the end of a log has positions of.
+
+    Of a group that is not shown, all records are there; without one of its members it has none.
+    """
+    for group, positions in commits.positions.items():
+        if any(value is not None for value in positions.values()):
+            has_more = group in commits.types
+            yield ListedGroup(
+                group=group,
+                type=commits.types.get(group, "classic"),
+                state=_UNKNOWN if has_more else "Empty",
+                protocol_type="",
+            )
+
+
+def _with_last_commits(
+    group: str,
+    shown: GroupOffsets,
+    commits: LastCommits,
+    wanted: Sequence[Partition] | None,
+    *,
+    stable: bool,
+) -> GroupOffsets | KafkaBackupError:
+    """What a coordinator shows, as of the end of the log that it took over."""
+    last, pending = commits.positions.get(group, {}), commits.pending.get(group, frozenset())
+    parts = last.keys() | pending if wanted is None else (last.keys() | pending).intersection(wanted)
+    if stable and pending & parts:
+        return broker_error(ErrorCode.unstable_offset_commit, f"group {group!r}: a transaction is under way")
+    offsets = dict(shown)
+    for part in parts & last.keys():
+        value = last[part]
+        offsets.pop(part, None)
+        if value is not None and value.offset != _NO_COMMIT:
+            if value.offset < 0:
+                return _no_position(f"group {group!r}, {part[0]} [{part[1]}]", value.offset)
+            offsets[part] = CommittedOffset(
+                offset=value.offset, leader_epoch=value.leader_epoch, metadata=value.metadata
+            )
+    return offsets
+
+
 def _offsets_of(group: OffsetFetchResponseGroup) -> GroupOffsets | KafkaBackupError:
     name = str(group.group_id)
     if group.error_code:
@@ -556,12 +563,7 @@ def _offsets_of(group: OffsetFetchResponseGroup) -> GroupOffsets | KafkaBackupEr
                 return broker_error(part.error_code, f"reading the offset of {where}")
             offset = int(part.committed_offset)
             if offset < _NO_COMMIT:
-                return BrokerError(
-                    f"{where}: the committed offset {offset} is no position; reset it",
-                    code=int(ErrorCode.offset_out_of_range),
-                    name="OFFSET_OUT_OF_RANGE",
-                    retriable=False,
-                )
+                return _no_position(where, offset)
             if offset != _NO_COMMIT:
                 offsets[key] = CommittedOffset(
                     offset=offset,
@@ -569,6 +571,15 @@ def _offsets_of(group: OffsetFetchResponseGroup) -> GroupOffsets | KafkaBackupEr
                     metadata=part.metadata or "",
                 )
     return offsets
+
+
+def _no_position(where: str, offset: int) -> BrokerError:
+    return BrokerError(
+        f"{where}: the committed offset {offset} is no position; reset it",
+        code=int(ErrorCode.offset_out_of_range),
+        name="OFFSET_OUT_OF_RANGE",
+        retriable=False,
+    )
 
 
 def _commit_request(group: str, offsets: GroupOffsets) -> OffsetCommitRequest:
@@ -610,11 +621,3 @@ def errors_of(topics: Sequence[Any], what: str) -> PartitionErrors:
         for part in topic.partitions
         if part.error_code
     }
-
-
-def _is_final(answer: object) -> bool:
-    return answer is not None and not _may_succeed_later(answer)
-
-
-def _may_succeed_later(answer: object) -> bool:
-    return isinstance(answer, KafkaBackupError) and answer.retriable

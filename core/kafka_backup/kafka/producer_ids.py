@@ -25,7 +25,7 @@ from kio.schema.init_producer_id.v4.response import InitProducerIdResponse
 
 from kafka_backup.errors import AuthorizationError, BrokerError, UnreachableError
 from kafka_backup.kafka.cluster import Cluster, broker_error
-from kafka_backup.kafka.groups import TRANSACTION_KEY
+from kafka_backup.kafka.coordinators import TRANSACTION_KEY
 from kafka_backup.kafka.settings import Address
 
 _FIRST_SECONDS = 15.0

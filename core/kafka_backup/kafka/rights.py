@@ -9,6 +9,8 @@ from kio.schema.describe_cluster.v0.request import DescribeClusterRequest
 from kio.schema.describe_cluster.v0.response import DescribeClusterResponse
 from kio.schema.describe_log_dirs.v2.request import DescribeLogDirsRequest
 from kio.schema.describe_log_dirs.v2.response import DescribeLogDirsResponse
+from kio.schema.end_txn.v3.request import EndTxnRequest
+from kio.schema.end_txn.v3.response import EndTxnResponse
 from kio.schema.errors import ErrorCode
 from kio.schema.metadata.v12.request import MetadataRequest, MetadataRequestTopic
 from kio.schema.metadata.v12.response import MetadataResponse
@@ -75,6 +77,25 @@ def cluster_rights(cluster: Cluster) -> frozenset[str]:
     if answer.error_code:
         raise broker_error(answer.error_code, "asking for our rights")
     return operations_named(int(answer.cluster_authorized_operations))
+
+
+def may_write_transactions(cluster: Cluster, transactional_id: str) -> bool:
+    """Whether we hold the right WRITE on a transactional id. Changes nothing.
+
+    No request asks for that right, so any broker is asked to end a transaction of a producer that does not
+    exist: it looks at the right first, and then finds nothing to end (``KafkaApis.handleEndTxnRequest``).
+
+    Raises:
+        UnreachableError: no broker answers in time.
+    """
+    request = EndTxnRequest(
+        transactional_id=transactional_id,  # type: ignore[arg-type]
+        producer_id=-1,  # type: ignore[arg-type]
+        producer_epoch=-1,  # type: ignore[arg-type]
+        committed=False,
+    )
+    answer = cluster.ask_any("asking for our rights", request, EndTxnResponse)
+    return bool(answer.error_code != ErrorCode.transactional_id_authorization_failed)
 
 
 def operations_named(bits: int) -> frozenset[str]:

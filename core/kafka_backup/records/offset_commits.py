@@ -1,8 +1,9 @@
 """The records of ``__consumer_offsets``: which group committed which offset.
 
 Written by hand after Kafka's schemas ``OffsetCommitKey.json`` (versions 0 and 1) and
-``OffsetCommitValue.json`` (versions 0 to 4). Other kinds of records in that topic, such as the
-members of a group, have other key versions and are not looked at.
+``OffsetCommitValue.json`` (versions 0 to 4). Other kinds of records in that topic have other key versions; of
+those only the ones that say that there is a group with members, or was, are looked at, and only their keys
+(``GroupMetadataKey.json``, ``ConsumerGroupMetadataKey.json``, ``StreamsGroupMetadataKey.json``).
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from kafka_backup.errors import DamagedError
 from kafka_backup.records.varint import read_unsigned_varint
 
 _KEY_VERSIONS = frozenset({0, 1})
+_GROUP_TYPES = {2: "classic", 3: "consumer", 17: "streams"}
+"""By key version (``CoordinatorRecordType``); share groups commit no offsets."""
 _LAST_VALUE_VERSION = 4
 _SHORT = struct.Struct(">h")
 _INT = struct.Struct(">i")
@@ -49,13 +52,43 @@ class OffsetCommitValue:
     topic_id: str | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupKey:
+    """Which group a record is about, that is not about a position.
+
+    Attributes:
+        type: ``classic``, ``consumer`` (KIP-848) or ``streams``.
+    """
+
+    group: str
+    type: str
+
+
+def parse_group_key(key: bytes | None) -> GroupKey | None:
+    """Read a record's key; None if the record is not about a group as a whole.
+
+    Raises:
+        DamagedError: it is, and cannot be read.
+    """
+    kind = _GROUP_TYPES.get(_version_of(key))
+    if key is None or kind is None:
+        return None
+    try:
+        group, position = _text(key, _SHORT.size)
+    except (struct.error, UnicodeDecodeError, IndexError) as error:
+        raise DamagedError(f"the key of a group cannot be read: {error}") from error
+    if position != len(key):
+        raise DamagedError(f"the key of a group has {len(key) - position} bytes too many")
+    return GroupKey(group=group, type=kind)
+
+
 def parse_offset_commit_key(key: bytes | None) -> OffsetCommitKey | None:
     """Read a record's key; None if the record is not about a position.
 
     Raises:
         DamagedError: it is, and cannot be read.
     """
-    if key is None or len(key) < _SHORT.size or _SHORT.unpack_from(key)[0] not in _KEY_VERSIONS:
+    if key is None or _version_of(key) not in _KEY_VERSIONS:
         return None
     try:
         group, position = _text(key, _SHORT.size)
@@ -99,6 +132,10 @@ def parse_offset_commit_value(value: bytes) -> OffsetCommitValue:
             f"the value of an offset commit (version {version}) has {len(value)} bytes instead of {position}"
         )
     return OffsetCommitValue(offset=offset, leader_epoch=leader_epoch, metadata=metadata, topic_id=topic_id)
+
+
+def _version_of(key: bytes | None) -> int:
+    return -1 if key is None or len(key) < _SHORT.size else int(_SHORT.unpack_from(key)[0])
 
 
 def _text(data: bytes, position: int) -> tuple[str, int]:

@@ -80,6 +80,8 @@ class GroupSnapshot(Document):
         capture_id: the capture that took it first of all; None if it was taken on its own.
         include, exclude: filters of groups, as they were written.
         incomplete: why there may be groups or positions that we were not shown; empty if there are none.
+        doubts: why the last commits before a coordinator took over may be missing, for want of a right that is not
+            required; nearly always they are not.
         topics: every topic that the brokers showed, with its id, before and after the positions were read.
     """
 
@@ -94,6 +96,7 @@ class GroupSnapshot(Document):
     include: tuple[str, ...]
     exclude: tuple[str, ...]
     incomplete: tuple[str, ...]
+    doubts: tuple[str, ...] = ()
     topics: dict[TopicName, TopicId]
     groups: tuple[SavedGroup, ...]
 
