@@ -312,18 +312,23 @@ def test_what_a_new_coordinator_does_not_show_is_read_from_its_log(coordinators:
     coordinators.write(position("moved", 7), position("fresh", 8))
     coordinators.write(position("exactly", 9), producer=70)
     coordinators.write(position("aborted", 99), producer=71)
+    coordinators.write(position("overtaken", 10), producer=72)
+    coordinators.write(position("ended", 10), producer=73)
+    coordinators.write(position("overtaken", 11), position("ended", None))
     coordinators.write(marker(committed=True), producer=70, control=True)
     coordinators.write(marker(committed=False), producer=71, control=True)
+    coordinators.write(marker(committed=True), producer=72, control=True)
     coordinators.write(position("gone", None))
     coordinators.write((b"\0\2" + text("joined"), b"x"), position("joined", 2))
     coordinators.take_over()
-    shown = {
+    shown: dict[str, int | ErrorCode | None] = {
         "moved": 3,
         "gone": 4,
         "aborted": 5,
         "fresh": NO_COMMIT,
         "exactly": NO_COMMIT,
         "joined": NO_COMMIT,
+        "overtaken": NO_COMMIT,
     }
     coordinators.listings = repeat(["moved", "gone", "aborted"])
     coordinators.offsets = repeat(shown)
@@ -334,10 +339,19 @@ def test_what_a_new_coordinator_does_not_show_is_read_from_its_log(coordinators:
     fresh, joined = listing.groups["fresh"], listing.groups["joined"]
     assert (fresh.type, fresh.state, fresh.has_members) == ("classic", "Empty", False)
     assert (joined.type, joined.state, joined.has_members) == ("classic", "Unknown", True)
-    expected = {"moved": [7], "gone": [], "aborted": [5], "fresh": [8], "exactly": [9], "joined": [2]}
-    assert found_by(asker, list(shown)) == expected
+    assert found_by(asker, list(shown)) == {
+        "moved": [7],
+        "gone": [],
+        "aborted": [5],
+        "fresh": [8],
+        "exactly": [9],
+        "joined": [2],
+        "overtaken": [11],
+    }
     (named,) = asker.fetch({"moved": [("orders", 1)]}).values()
     assert named == {("orders", 0): CommittedOffset(offset=3, metadata="m")}  # nobody asked for [0]
+    coordinators.offsets = repeat({"ended": 1})
+    assert found_by(asker, ["ended"]) == {"ended": []}
 
 
 def test_a_coordinator_that_has_written_since_is_believed(coordinators: Coordinators) -> None:

@@ -68,7 +68,7 @@ def read_last_commits(
     size = _LEAST
     while True:
         start = max(log_start, end - size)
-        replay = _Replay(start)
+        replay = _Replay()
         fetcher = PartitionFetcher(
             cluster,
             OFFSETS_TOPIC,
@@ -83,7 +83,7 @@ def read_last_commits(
         with fetcher:
             for fetched in fetcher:
                 for position, header in fetched.batches:
-                    if header.next_offset > start and header.base_offset < end:
+                    if header.base_offset < end:
                         replay.take(fetched.records[position : position + header.size], header)
         if start == log_start or replay.span_ms >= _SPAN_MS:
             return replay.result()
@@ -93,8 +93,7 @@ def read_last_commits(
 class _Replay:
     """Takes the records as a coordinator does (``OffsetMetadataManager.replay``)."""
 
-    def __init__(self, start: int) -> None:
-        self._start = start
+    def __init__(self) -> None:
         self._last: dict[tuple[str, Partition], tuple[int, OffsetCommitValue | None]] = {}
         self._pending: dict[int, dict[tuple[str, Partition], tuple[int, OffsetCommitValue | None]]] = {}
         self._types: dict[str, str] = {}
@@ -112,8 +111,6 @@ class _Replay:
             self._end_transaction(header.producer_id, committed=read_control_type(data, 0, header) == COMMIT)
             return
         for record in decode_batch(data):
-            if record.offset < self._start:
-                continue
             if (of_group := parse_group_key(record.key)) is not None:
                 self._types.pop(of_group.group, None)
                 if record.value is not None:
