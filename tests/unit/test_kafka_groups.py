@@ -34,6 +34,7 @@ from kio.schema.offset_for_leader_epoch.v4.response import (
 )
 
 from kafka_backup.errors import AuthorizationError, DamagedError, UnreachableError
+from kafka_backup.kafka import last_commits
 from kafka_backup.kafka.cluster import EARLIEST, Cluster
 from kafka_backup.kafka.coordinators import probe_groups
 from kafka_backup.kafka.groups import CommittedOffset, GroupClient
@@ -87,7 +88,7 @@ class Coordinators:
         """Batches, each with its last offset."""
         self.log_start = self.epoch_start = 0
         self.ends_at: Iterator[int] = repeat(9)
-        self.may_read = True
+        self.log_error = OK
         self.epoch = 0
         self.epochs: Iterator[int] = repeat(0)
         self.ready: Iterator[ErrorCode] = repeat(OK)
@@ -124,8 +125,8 @@ class Coordinators:
         return OffsetForLeaderEpochResponse(throttle_time=NO_TIME, topics=(topic,))
 
     def read(self, request: FetchRequest) -> Any:
-        if not self.may_read:
-            return fetched(error=ErrorCode.topic_authorization_failed)
+        if self.log_error:
+            return fetched(error=self.log_error)
         first = int(request.topics[0].partitions[0].fetch_offset)
         assert first >= self.log_start
         return fetched(b"".join(batch for last, batch in self.log if last >= first), end=self.epoch_start)
@@ -395,13 +396,35 @@ def test_a_log_that_cannot_be_read_is_a_doubt(coordinators: Coordinators, why: s
     coordinators.write(position("a", 3))
     coordinators.write((commit_key("a", "orders", 0), b"\0\x63"))
     coordinators.take_over()
-    coordinators.may_read = why != "no right"
+    coordinators.log_error = ErrorCode.topic_authorization_failed if why == "no right" else OK
     coordinators.listings, coordinators.offsets = repeat(["a"]), repeat({"a": 3})
     asker = client(coordinators)
     listing = asker.list_groups()
     assert list(listing.groups) == ["a"]
     (error,) = listing.unread.values()
     assert isinstance(error, AuthorizationError if why == "no right" else DamagedError)
+    assert found_by(asker, ["a"]) == {"a": [3]}
+
+
+def test_a_log_that_cannot_be_read_now_is_waited_for(
+    coordinators: Coordinators, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What: a new coordinator answers, and its log does not, for a while or for good.
+
+    Why: whether it shows everything is not known then.
+    Risk: an answer that is believed because the proof did not come in time.
+    """
+    monkeypatch.setattr(last_commits, "_PATIENCE_SECONDS", 0.1)
+    coordinators.write(position("a", 3))
+    coordinators.take_over()
+    coordinators.listings, coordinators.offsets = repeat(["a"]), repeat({"a": 2})
+    coordinators.log_error = ErrorCode.kafka_storage_error
+    with pytest.raises(UnreachableError):
+        client(coordinators, retry_seconds=0.3).list_groups()
+    asker = client(coordinators, retry_seconds=0.3)
+    (unread,) = asker.fetch(["a"]).values()
+    assert isinstance(unread, UnreachableError)
+    coordinators.log_error = OK
     assert found_by(asker, ["a"]) == {"a": [3]}
 
 

@@ -15,7 +15,13 @@ from kio.schema.errors import ErrorCode
 from kio.schema.find_coordinator.v4.request import FindCoordinatorRequest
 from kio.schema.find_coordinator.v4.response import FindCoordinatorResponse
 
-from kafka_backup.errors import AuthorizationError, DamagedError, KafkaBackupError, UnreachableError
+from kafka_backup.errors import (
+    AuthorizationError,
+    BrokerError,
+    DamagedError,
+    KafkaBackupError,
+    UnreachableError,
+)
 from kafka_backup.kafka.cluster import EARLIEST, LATEST, Cluster, EpochEnd, OffsetAnswer, broker_error
 from kafka_backup.kafka.last_commits import OFFSETS_TOPIC, LastCommits, read_last_commits
 from kafka_backup.kafka.metadata import TopicMetadata
@@ -160,11 +166,8 @@ class Coordinators:
         """Return what was committed right before their leaders took over partitions that are untouched since.
 
         Those commits may not be shown; but as long as a partition is untouched, they are the last ones.
-        The other partitions are left out. An error stands for a log that we cannot read, for want of the right
-        READ on the offsets topic or because it holds what is not known here.
-
-        Raises:
-            UnreachableError: a log cannot be read now.
+        The other partitions are left out. An error stands for a log that cannot be read: now, if it is
+        retriable; or for want of the right READ on the offsets topic, or because it holds what is not known here.
         """
         untouched = {
             number: leader
@@ -186,7 +189,7 @@ class Coordinators:
             def read(number: int) -> LastCommits | KafkaBackupError:
                 log_start = starts[OFFSETS_TOPIC, number]
                 if isinstance(log_start, KafkaBackupError):
-                    raise log_start
+                    return log_start
                 try:
                     return read_last_commits(
                         self._cluster,
@@ -195,13 +198,15 @@ class Coordinators:
                         log_start=log_start.offset,
                         end=untouched[number].start,
                     )
-                except (AuthorizationError, DamagedError) as error:
+                except (AuthorizationError, BrokerError, DamagedError, UnreachableError) as error:
                     return error
 
             with ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="commits") as pool:
                 known |= dict(zip(unread, pool.map(read, unread), strict=True))
             with self._lock:
-                self._last_commits |= {(n, untouched[n].epoch): known[n] for n in unread}
+                self._last_commits |= {
+                    (n, untouched[n].epoch): known[n] for n in unread if not may_succeed_later(known[n])
+                }
         return known
 
     def of_groups(

@@ -171,6 +171,9 @@ class GroupClient:
             for found in pool.map(ask, by_broker.items()):
                 groups.update({group.group: group for group in found})
         last = {} if before is None else self.coordinators.last_commits(before, before.leaders)
+        for each in last.values():
+            if isinstance(each, KafkaBackupError) and each.retriable:
+                raise each
         unseen = {
             group.group: group
             for commits in last.values()
@@ -324,7 +327,11 @@ class GroupClient:
         completed: dict[str, GroupOffsets | KafkaBackupError] = {}
         for group, shown in found.items():
             commits = last.get(places[group])
-            if isinstance(commits, LastCommits) and not isinstance(shown, KafkaBackupError):
+            if isinstance(shown, KafkaBackupError):
+                continue
+            if isinstance(commits, KafkaBackupError) and commits.retriable:
+                completed[group] = commits
+            elif isinstance(commits, LastCommits):
                 completed[group] = _with_last_commits(group, shown, commits, wanted[group], stable=stable)
         changed = {group for group, offsets in completed.items() if offsets != found[group]}
         if changed:
