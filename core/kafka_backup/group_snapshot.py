@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from kafka_backup.errors import BrokerError, ConfigurationError, KafkaBackupError
+from kafka_backup.errors import AuthorizationError, BrokerError, ConfigurationError, KafkaBackupError
 from kafka_backup.kafka.cluster import Cluster
 from kafka_backup.kafka.groups import GroupClient, GroupListing, GroupOffsets, ListedGroup
 from kafka_backup.kafka.last_commits import OFFSETS_TOPIC
@@ -161,7 +161,12 @@ def doubts_of(listing: GroupListing) -> list[str]:
     """Say which last commits may be missing although nothing says that they are, and log it."""
     doubts = [
         f"{OFFSETS_TOPIC} [{partition}]: nothing was written since its coordinator took over, so that the last commits "
-        f"before may not be shown, and its log does not tell: {error}"
+        "before may not be shown, and its log does not tell: "
+        + (
+            f"the right READ on {OFFSETS_TOPIC} is missing"
+            if isinstance(error, AuthorizationError)
+            else str(error)
+        )
         for partition, error in sorted(listing.unread.items())
     ]
     if doubts:

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from kio.schema.offset_fetch.v8.response import OffsetFetchResponseGroup
 
-from kafka_backup import Engine, UnreachableError
+from kafka_backup import AuthorizationError, Engine, UnreachableError
+from kafka_backup.kafka import coordinators
 from kafka_backup.kafka.coordinators import partition_for
 from kafka_backup.kafka.groups import GroupClient
 from tests.support.engine import engine_config, open_engine
@@ -110,7 +111,7 @@ def test_a_coordinator_that_shows_nothing_yet_leaves_nothing_out(
 ) -> None:
     """What: groups of all kinds whose coordinator is killed, and a successor that shows none of what was committed.
 
-    Why: how much it does not show is a matter of milliseconds; its log is real here, and whole.
+    Why: how much it hides is a matter of milliseconds; its log is real here. Who may not read that is told so.
     Risk: records that only some kind of consumer writes, read wrongly or not at all.
     """
     topic, prefix = filled_topic(kafka3), f"unseen-{secrets.token_hex(4)}"
@@ -131,12 +132,20 @@ def test_a_coordinator_that_shows_nothing_yet_leaves_nothing_out(
     truth = positions_of(kafka3, groups.values())
     assert [list(truth[groups[kind]].values()) for kind in kinds] == [[5], [6], [6], [7], [5], [], [1]]
 
+    def may_not_be_read(*_: object, **__: object) -> Any:
+        raise AuthorizationError("TOPIC_AUTHORIZATION_FAILED")
+
     def shows_nothing(_client: GroupClient, _address: object, asked: Any, **_: object) -> Any:
         return [OffsetFetchResponseGroup(group_id=name, topics=()) for name in asked]
 
     victim = kafka3.leader_of("__consumer_offsets", 0)
     kafka3.kill(victim)
     try:
+        with monkeypatch.context() as denied, open_engine(kafka3, tmp_path / "denied") as engine:
+            denied.setattr(coordinators, "read_last_commits", may_not_be_read)
+            unsure = engine.groups.snapshot([groups["simple"]])
+            assert (unsure.errors, unsure.snapshot.incomplete) == ({}, ())
+            assert "the right READ on __consumer_offsets is missing" in engine.groups.saved().doubts[0]
         monkeypatch.setattr(GroupClient, "_list_at", lambda *_: [])
         monkeypatch.setattr(GroupClient, "_offset_fetch", shows_nothing)
         with open_engine(kafka3, tmp_path) as engine:

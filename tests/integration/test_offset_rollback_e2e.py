@@ -365,9 +365,7 @@ def test_network_partition_during_reset_and_rollback(
     after = {name: {(topic, 0): 0, (topic, 1): 0} for name in names}
     commit_really = GroupClient.commit
     config = engine_config(kafka3, tmp_path)
-    impatient = config.cluster.model_copy(
-        update={"retry_seconds": 4.0, "properties": {"socket.timeout.ms": "1000"}}
-    )
+    impatient = config.cluster.model_copy(update={"properties": {"socket.timeout.ms": "1000"}})
 
     def go_silent(client: GroupClient, groups: Any) -> Any:
         monkeypatch.setattr(GroupClient, "commit", commit_really)
@@ -375,6 +373,7 @@ def test_network_partition_during_reset_and_rollback(
         commit_really(client, {first: groups[first]})
         for proxy in kafka3.proxies.values():
             proxy.silent()
+        client.cluster.retry_seconds = 0.5  # there will be no answer, and nothing else is waited for
         return commit_really(client, groups)
 
     def partitioned(work: Callable[[Engine], object]) -> None:

@@ -61,6 +61,7 @@ FAST: Mapping[str, str | int] = {
     "log.retention.ms": -1,  # tests write old records; the broker would delete them under the reader's eyes
     # by default 128 MiB, all of it touched at the start
     "log.cleaner.dedupe.buffer.size": 2 << 20,
+    "log.cleaner.backoff.ms": 500,  # by default it looks for work every 15 s, and tests wait for it
     "num.network.threads": 2,
     "num.io.threads": 4,
     "offsets.topic.num.partitions": 3,
