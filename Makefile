@@ -45,11 +45,11 @@ integration: venv images stores ## tests on a real broker, and on object stores
 # Exit code 5 is pytest's "no such test".
 .PHONY: chaos
 chaos: venv image ## tests that kill, freeze and cut off brokers
-	$(PYTEST) -m chaos || [ $$? = 5 ]
+	$(PYTEST) -m chaos $(PARALLEL) || [ $$? = 5 ]
 
 .PHONY: e2e
 e2e: venv image chromium ## tests of the whole way, user interface included
-	$(PYTEST) -m e2e || [ $$? = 5 ]
+	$(PYTEST) -m e2e $(PARALLEL) || [ $$? = 5 ]
 
 .PHONY: oldest-dagster
 oldest-dagster: image ## the tests of the Dagster face on the oldest Dagster that pyproject.toml allows
@@ -90,6 +90,10 @@ flake-hunt: venv images stores ## every test ten times in a row; what it found g
 .PHONY: testing-table
 testing-table: venv ## write where each test of the testing PRD is into docs/testing.md
 	@$(BIN)/python -m tests.support.testing_prd
+
+.PHONY: kept-repository
+kept-repository: venv image ## write a repository with everything in it, which every later release must open (once, before a release)
+	@$(BIN)/python -m tests.support.kept_repository
 
 .PHONY: lint
 lint: venv ## ruff, mypy, import-linter

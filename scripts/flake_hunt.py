@@ -1,7 +1,7 @@
 """Runs every test several times in a row, and writes what came of it into docs/testing.md.
 
 First which tests of which commit, and how many that is of all; then a line for each run: when, how long, how many passed
-and failed; then the tests that failed, and how often. The document is written anew after each run, so a hunt that is broken off
+and failed; then the tests that failed, how often, and why. The document is written anew after each run, so a hunt that is broken off
 has its record, too. Exits with 1 if a test failed in any run.
 
 Usage: flake_hunt.py [--runs N] [--jobs N] [PYTEST ARGUMENT...]: all tests, or those that the arguments choose.
@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +22,8 @@ from xml.etree import ElementTree
 
 ROOT = Path(__file__).parents[1]
 DOCUMENT = ROOT / "docs" / "testing.md"
+_CAUSE = 200
+"""Characters of what a failure says."""
 BEGIN, END = "<!-- the last flake hunt: begin -->", "<!-- the last flake hunt: end -->"
 
 
@@ -33,7 +35,7 @@ class Run(NamedTuple):
     seconds: float
     kinds: Counter[str]
     passed: int
-    failed: tuple[str, ...]
+    failed: Mapping[str, str]
     exit_code: int
 
     def line(self) -> str:
@@ -61,16 +63,20 @@ def run(number: int, jobs: int, arguments: Sequence[str], report: Path) -> Run:
     )
     seconds = time.monotonic() - clock
     kinds: Counter[str] = Counter()
-    passed, failed = 0, []
+    passed = 0
+    failed: dict[str, str] = {}
     if report.exists():
         for case in ElementTree.parse(report).getroot().iter("testcase"):
             # tests.unit.test_backup: the folder is the kind.
             kinds[str(case.get("classname")).split(".")[1]] += 1
-            if case.find("failure") is not None or case.find("error") is not None:
-                failed.append(f"{case.get('classname')}::{case.get('name')}")
+            trouble = [found for found in (case.find("failure"), case.find("error")) if found is not None]
+            if trouble:
+                # Its cause is one line; the rest is for whoever looks for it.
+                cause = str(trouble[0].get("message")).splitlines()[0][:_CAUSE]
+                failed[f"{case.get('classname')}::{case.get('name')}"] = cause
             elif case.find("skipped") is None:
                 passed += 1
-    return Run(number, began, seconds, kinds, passed, tuple(failed), ended.returncode)
+    return Run(number, began, seconds, kinds, passed, failed, ended.returncode)
 
 
 def said_by(*command: str) -> str:
@@ -96,7 +102,10 @@ def conclusion(runs: Sequence[Run], wanted: int) -> str:
     if not bad:
         return f"{len(runs)} runs in a row without one failure."
     counts = Counter(name for each in runs for name in each.failed)
-    names = "".join(f"\n  {count} of {len(runs)}  {name}" for name, count in counts.most_common())
+    causes = {name: cause for each in runs for name, cause in each.failed.items()}
+    names = "".join(
+        f"\n  {count} of {len(runs)}  {name}\n    {causes[name]}" for name, count in counts.most_common()
+    )
     return f"{len(bad)} of {len(runs)} runs failed:{names}"
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from kafka_backup.errors import RefusedError
 from kafka_backup.kafka.cluster import Cluster
 from kafka_backup.kafka.metadata import TopicMetadata
-from kafka_backup.kafka.topics import TopicAdmin, wait_for_leaders
+from kafka_backup.kafka.topics import TopicAdmin, TopicExistsError, wait_for_leaders
 from kafka_backup.progress import StopToken
 from kafka_backup.repository.restore_documents import (
     PlannedTopic,
@@ -124,18 +124,26 @@ class RestoreTopics:
             )
 
     def _create(self, topic: PlannedTopic) -> str:
-        self._admin.create_topic(
-            topic.target,
-            partitions=topic.partition_count,
-            replication_factor=topic.replication_factor,
-            configs=safe_configuration({}, max_batch_bytes=topic.max_batch_bytes),
-        )
-        return wait_for_leaders(
+        is_new = True
+        try:
+            self._admin.create_topic(
+                topic.target,
+                partitions=topic.partition_count,
+                replication_factor=topic.replication_factor,
+                configs=safe_configuration({}, max_batch_bytes=topic.max_batch_bytes),
+            )
+        except TopicExistsError:
+            # Brokers tell late of one that an attempt made just before it died, or by a request whose answer was lost.
+            is_new = False
+        topic_id = wait_for_leaders(
             self._cluster,
             topic.target,
             partitions=topic.partition_count,
             other_than=topic.replaces.topic_id if topic.replaces is not None else None,
         )
+        if not is_new:
+            self._check_untouched(self._cluster.survey([topic.target]).topics)
+        return topic_id
 
     def configure(self, topic: PlannedTopic, verified: VerifiedTopic) -> RestoredTopic:
         """Put the saved configuration in force, but hold retention back where it would delete at once."""

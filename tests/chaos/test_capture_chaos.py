@@ -240,11 +240,10 @@ def test_chaos_broker_failure_mid_backup(
     assert read_topic(kafka.bootstrap_servers, f"restored-{topic}") == restored_as(kafka, topic)
 
 
-@pytest.mark.parametrize("fault", ["kill", "pause", "disconnect"])
 def test_chaos_partition_leader_election_during_backup(
-    kafka3: KafkaCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+    kafka3: KafkaCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What: the leader is killed, frozen or cut off in the middle of a capture, and another takes over.
+    """What: the leader is killed in the middle of a capture, and another takes over (more faults: `test_storms.py`).
 
     Why: clean elections lose nothing, so neither may a capture that lives through one.
     Risk: records twice or never where the new leader was asked, or an alarm for a log that was not cut back.
@@ -253,11 +252,9 @@ def test_chaos_partition_leader_election_during_backup(
     produce(kafka3.bootstrap_servers, topic, _records(4000), config={**TUNED, "batch.size": 8192})
     leader = kafka3.leader_of(topic)
     others = [each for each in kafka3.ids if each != leader]
-    hurt = {"kill": kafka3.kill, "pause": kafka3.pause, "disconnect": kafka3.disconnect}[fault]
-    heal = {"kill": kafka3.start, "pause": kafka3.unpause, "disconnect": kafka3.connect}[fault]
 
     def fail() -> None:
-        hurt(leader)
+        kafka3.kill(leader)
         wait_for(lambda: kafka3.leader_of(topic, via=others[0]) in others, 60, "a new leader")
 
     cluster = {"properties": {"socket.timeout.ms": 4000}, "retry_seconds": 60}
@@ -267,7 +264,7 @@ def test_chaos_partition_leader_election_during_backup(
             with open_engine(kafka3, tmp_path, cluster=cluster, segment_bytes=1 << 16) as engine:
                 events = capture(engine, topic)
     finally:
-        heal(leader)
+        kafka3.start(leader)
     wait_for(lambda: kafka3.in_sync(topic) == 3, 60, "the healed broker to be in sync")
     assert isinstance(events[-1], CaptureFinished)
     assert events[-1].status == "complete"

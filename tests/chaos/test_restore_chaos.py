@@ -161,22 +161,6 @@ def test_chaos_partition_leader_election_during_restore(kafka3: KafkaCluster, or
     _heal(kafka3, running.target)
 
 
-def test_chaos_broker_failure_mid_restore(kafka3: KafkaCluster, origin: Origin) -> None:
-    """Tests all three brokers, the active controller first, killed one after the other during one restore.
-
-    It matters because a rolling restart of a cluster does not wait for a restore.
-    Each partition loses its leader once, some lose a follower at the same time.
-    """
-    running = Running(kafka3, origin).start(rate=RATE // 2)
-    running.wait_written(COUNT // 4)
-    first = kafka3.active_controller()
-    for broker in [first, *(each for each in kafka3.ids if each != first)]:
-        kafka3.kill(broker)
-        kafka3.start(broker)
-        _heal(kafka3, running.target)
-    running.check()
-
-
 def test_a_leader_that_freezes_during_a_restore(kafka3: KafkaCluster, origin: Origin) -> None:
     """Tests a leader that answers nothing until the restore has gone on with the next one, with requests in its hands.
 

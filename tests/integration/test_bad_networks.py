@@ -1,4 +1,4 @@
-"""Captures over quotas, caps, slow and broken links: late, but whole."""
+"""Captures and restores over quotas, caps, slow and broken links: late, but whole."""
 
 from __future__ import annotations
 
@@ -37,19 +37,23 @@ def _write(
     produce(kafka.bootstrap_servers, topic, records, partition=partition, config=config)
 
 
-def test_a_quota_delays_a_capture_and_ends_it_nowhere(kafka: KafkaCluster, tmp_path: Path) -> None:
-    """What: a consumer quota far below the size of the topic, and retries of two seconds only.
+def test_quotas_delay_a_capture_and_a_restore_and_end_them_nowhere(
+    kafka: KafkaCluster, tmp_path: Path
+) -> None:
+    """What: a consumer quota and then a producer quota, far below the size of the topic, and retries of two seconds only.
 
     Why: a throttled answer is empty; one tool took it for the end, stored half, and reported success.
-    Risk: a truncated capture with exit code 0, or one that fails because it is patient.
+    Risk: a truncated capture with exit code 0, one that fails because it is patient, or a batch that is sent twice.
     """
     topic = new_topic(kafka)
     _write(kafka, topic, 3000)
     client_id = f"throttled-{secrets.token_hex(4)}"
     set_quota(kafka, client_id, 300_000)
     cluster = {"properties": {"client.id": client_id}, "retry_seconds": 2}
+    folder = tmp_path
 
     def is_throttled() -> bool:
+        nonlocal folder
         began = time.monotonic()
         folder = tmp_path / secrets.token_hex(4)
         with open_engine(kafka, folder, cluster=cluster, segment_bytes=1 << 18, consumer_groups=[]) as engine:
@@ -57,6 +61,18 @@ def test_a_quota_delays_a_capture_and_ends_it_nowhere(kafka: KafkaCluster, tmp_p
         return time.monotonic() - began > 3
 
     wait_for(is_throttled, 60, "the quota")  # brokers forgive a burst of ten seconds' worth
+    set_quota(kafka, client_id, 100_000_000)
+    set_quota(kafka, client_id, 300_000, key="producer_byte_rate")
+    expected = restored_as(kafka, topic)
+
+    def is_throttled_again() -> bool:
+        restore_id = f"r-{secrets.token_hex(4)}"
+        with open_engine(kafka, folder, cluster=cluster) as engine:
+            report = restore(engine, restore_id, topic, prefix=f"{restore_id}-")
+        assert read_topic(kafka.bootstrap_servers, f"{restore_id}-{topic}") == expected
+        return report.topics[0].partitions[0].produce_seconds > 3
+
+    wait_for(is_throttled_again, 60, "the quota of producers")
 
 
 def test_a_cap_is_kept_by_all_partitions_together(kafka: KafkaCluster, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from kafka_backup.kafka.topics import TopicAdmin
 from kafka_backup.records import compression, convert
 from kafka_backup.records.compression import Codec
 from kafka_backup.repository.restore_folder import RestoreFolder
+from kafka_backup.restore_topics import RestoreTopics
 from tests.support.engine import capture, open_engine, restored_as
 from tests.support.kafka_cluster import KafkaCluster
 from tests.support.records import NewRecord
@@ -108,6 +109,36 @@ def test_a_restore_that_dies_at_a_step_is_completed(
         assert engine.offset_map("r", topic, 1).runs == [(0, 0, 100)]
     assert read_topic(kafka.bootstrap_servers, f"restored-{topic}") == before
     assert topic_config(kafka.admin(), f"restored-{topic}") == topic_config(kafka.admin(), topic)
+
+
+def test_a_target_of_which_brokers_tell_late(
+    kafka: KafkaCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tests a run that dies just after it made its target, and the next one, which does not see it yet; empty, and filled.
+
+    It matters because the same command is given again at once, and news of a topic reach one broker before the other.
+    A restore that cannot make what is there already fails; one that takes whatever is there writes behind foreign records.
+    """
+    topic = new_topic(kafka, 2)
+    produce(kafka.bootstrap_servers, topic, [NewRecord(b"v", timestamp=NOW)])
+    with open_engine(kafka, tmp_path) as engine:
+        capture(engine, topic)
+        for name, is_filled in (("empty", False), ("filled", True)):
+            request = RestoreRequest(restore_id=name, topics=(topic,), prefix=f"{name}-")
+            revive = _dies(monkeypatch, TopicAdmin, "create_topic", "after")
+            with pytest.raises(Killed):
+                engine.restore(engine.plan_restore(request))
+            revive()
+            if is_filled:
+                produce(kafka.bootstrap_servers, f"{name}-{topic}", [NewRecord(b"foreign")])
+            with monkeypatch.context() as patched:
+                patched.setattr(RestoreTopics, "_existing", lambda *_: {})
+                if is_filled:
+                    with pytest.raises(RefusedError, match=rf"records appeared in {name}-{topic} \[0\]"):
+                        engine.restore(engine.plan_restore(request))
+                else:
+                    assert engine.restore(engine.plan_restore(request)).status == "verified"
+    assert read_topic(kafka.bootstrap_servers, f"empty-{topic}") == restored_as(kafka, topic)
 
 
 def test_compaction_that_began_does_not_stop_the_last_step(

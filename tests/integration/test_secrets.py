@@ -12,8 +12,10 @@ from urllib.request import Request, urlopen
 
 import dagster as dg
 import pytest
+from click.testing import CliRunner
 from moto.server import ThreadedMotoServer
 
+from kafka_backup.cli import main
 from kafka_backup.repository.stores import open_store
 from kafka_backup_dagster import KafkaBackupResource, kafka_backup_assets, restore_job
 from tests.support.acls import Right, allow
@@ -134,30 +136,55 @@ def run(
     return done.returncode, done.stdout + done.stderr
 
 
-def test_the_command_line_keeps_its_secrets(setting: Setting, tmp_path: Path) -> None:
+def ask(folder: Path, content: Mapping[str, Any], *command: str) -> str:
+    """Runs the command line in this process, with stack traces: all that it says."""
+    path = folder / "kafka-backup.yaml"
+    path.write_text(json.dumps(content))
+    arguments = ["--config", str(path), "--debug", *command]
+    result = CliRunner().invoke(main, arguments, env=SECRETS)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_the_command_line_keeps_its_secrets(
+    setting: Setting, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """What: every command with a password, a client secret, a key's password and a store's key; what is stored.
 
     Why: outputs end in terminals, cron mails and tickets; repositories are read by more people than clusters.
     Risk: the keys of the cluster in the backup of the cluster.
     """
+    caplog.set_level(logging.DEBUG)
     content = configuration(setting, "cli")
-    for command in (
-        ["backup"],
-        ["backup", "--json"],
-        ["list", "--json"],
-        ["show", setting.topic],
-        ["verify", "--level", "data"],
-        ["restore", "--id", "r1", "--prefix", "cli-"],
-        ["restore", "--id", "r1", "--prefix", "cli-", "--execute", "--json"],
-        ["verify", "--restore", "r1"],
-        ["groups", "snapshot", "--json"],
-        ["groups", "list"],
-    ):
+    restore = ("restore", "--id", "r1", "--prefix", "cli-")
+    for command in (("backup",), (*restore, "--execute", "--json")):
         code, said = run(tmp_path, content, SECRETS, *command)
         assert code == 0, said
         assert CANARY not in said
+    reset = ("groups", "reset", "--group", setting.topic, "--topic", setting.topic, "--to", "3", "--execute")
+    moved = json.loads(ask(tmp_path, content, *reset, "--json"))
+    for command in (
+        ("backup", "--json"),
+        ("list", "--json"),
+        ("show", setting.topic),
+        ("records", setting.topic, "--partition", "0"),
+        ("verify", "--level", "data"),
+        ("losses", "list"),
+        restore,
+        ("verify", "--restore", "r1"),
+        ("offset-map", "--restore", "r1", "--topic", setting.topic, "--partition", "0", "5"),
+        ("groups", "snapshot", "--json"),
+        ("groups", "list"),
+        ("groups", "show"),
+        ("groups", "rollback", moved["rollback"], "--execute"),
+        ("drill",),
+        ("expire", "--keep-captures", "1", "--execute"),
+    ):
+        assert CANARY not in ask(tmp_path, content, *command)
+    assert CANARY not in caplog.text
     stored = setting.stored("cli")
-    assert setting.topic.encode() in stored
+    for place in (b"topics/", b"captures/", b"restores/", b"groups/", b"resets/", b"drills/", b"expiries/"):
+        assert place in stored
     assert CANARY.encode() not in stored
 
 

@@ -13,6 +13,7 @@ import pytest
 from confluent_kafka import Producer
 
 from kafka_backup import ClusterConfig, Engine, EngineConfig
+from tests.support import kept_repository
 from tests.support.dump_log import dump_log
 from tests.support.engine import capture, committed, engine_config, restore, restored_as
 from tests.support.kafka_cluster import KafkaCluster
@@ -23,7 +24,8 @@ from tests.support.topics import new_topic, produce, read_topic, topic_config
 
 @pytest.fixture(scope="module")
 def oldest() -> Iterator[KafkaCluster]:
-    with KafkaCluster(1, image=image(OLDEST)) as cluster:
+    """The cluster of the kept repositories, as far as its id says."""
+    with KafkaCluster(1, image=image(OLDEST), cluster_id=kept_repository.CLUSTER_ID) as cluster:
         yield cluster
 
 
@@ -91,3 +93,28 @@ def test_captured_on_one_version_and_restored_on_another(
     assert segments
     for segment in segments:
         assert all(batch.is_valid for batch in dump_log(source, segment.read_bytes()))
+
+
+@pytest.mark.parametrize("release", kept_repository.releases())
+def test_a_repository_of_an_earlier_release_is_restored_and_goes_on(
+    kafka: KafkaCluster, oldest: KafkaCluster, tmp_path: Path, release: str
+) -> None:
+    """Tests that each topic of a kept repository is restored as it was, and that captures go on in it.
+
+    It matters because nobody makes all backups anew after an upgrade.
+    A repository that opens could still give back other records, or end with the old release.
+    """
+    captures = kept_repository.unpack(release, tmp_path)["captures"]
+    newest = {topic: capture_id for capture_id in sorted(captures) for topic in captures[capture_id]}
+    prefix = f"kept-{secrets.token_hex(4)}-"
+    with _engine(oldest, kafka, tmp_path / "repository") as engine:
+        for number, (topic, capture_id) in enumerate(newest.items()):
+            report = restore(engine, f"again-{number}", topic, prefix=prefix, capture=capture_id)
+            assert report.status == "verified"
+            restored = read_topic(kafka.bootstrap_servers, prefix + topic)
+            for partition, expected in captures[capture_id][topic].items():
+                assert kept_repository.digest(restored[int(partition)]) == expected["restored"]
+        new_topic(oldest, name="orders")
+        produce(oldest.bootstrap_servers, "orders", [NewRecord(b"after the upgrade")])
+        assert committed(capture(engine, "orders"), "orders").records == 1
+        assert {problem.kind for problem in engine.verify(level="data").problems} == {"truncated"}

@@ -6,6 +6,7 @@ starts two hundred.
 
 import multiprocessing
 import os
+import pkgutil
 import tempfile
 import threading
 import time
@@ -14,11 +15,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import kafka_backup
 from tests.support import mortal
 
 _CONTEXT = multiprocessing.get_context("forkserver")
+_MODULES = [found.name for found in pkgutil.walk_packages(kafka_backup.__path__, "kafka_backup.")]
 _CONTEXT.set_forkserver_preload(
-    ["__main__", "kafka_backup.cli", "kafka_backup.engine", "rich.progress", "tests.support.mortal"]
+    [
+        "__main__",
+        "rich.progress",
+        "tests.support.mortal",
+        # To import this one is to run the command.
+        *(name for name in _MODULES if name != "kafka_backup.cli.__main__"),
+    ]
 )
 _LOCK = threading.Lock()
 """The one who asks how a process ended takes the answer away, and whoever starts a process asks about all of them."""

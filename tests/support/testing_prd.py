@@ -8,6 +8,7 @@ import ast
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -129,6 +130,7 @@ class Test:
         return f"{self.path.relative_to(ROOT)}::{self.name}"
 
 
+@cache
 def all_tests() -> Sequence[Test]:
     """Every test function of the suite; read, not run."""
     found = []

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 
 from kafka_backup.errors import WriterConflictError
 from kafka_backup.records.codec import Record, decode_batch, encode_batch
@@ -260,14 +261,26 @@ def read(store: Store, log: CommitLog, partition: int, *, head: int, start: int)
     return found
 
 
+class _Held:
+    """What a repository holds; each of its logs is opened once."""
+
+    def __init__(self, store: Store) -> None:
+        repository = Repository.open(store, cluster_id=None, create=False)
+        self.log_of: Callable[[str, str], CommitLog] = cache(repository.commit_log)
+        self.captures = repository.captures()
+
+    def whole(self) -> Iterator[tuple[str, CapturedTopic, bool]]:
+        """Each capture and topic, and whether it can be restored: not a record of it has expired."""
+        for capture in self.captures:
+            for entry in capture.topics:
+                log = self.log_of(entry.topic, entry.topic_id)
+                whole = all(log.is_whole(partition, until_commit=entry.head) for partition in log.partitions)
+                yield capture.capture_id, entry, whole
+
+
 def whole_captures(store: Store) -> Iterator[tuple[str, str, bool]]:
-    """Each capture and topic, and whether it can be restored: not a record of it has expired."""
-    repository = Repository.open(store, cluster_id=None, create=False)
-    for capture in repository.captures():
-        for entry in capture.topics:
-            log = repository.commit_log(entry.topic, entry.topic_id)
-            whole = all(log.is_whole(partition, until_commit=entry.head) for partition in log.partitions)
-            yield capture.capture_id, entry.topic, whole
+    """Each capture and topic, and whether it can be restored."""
+    return ((capture_id, entry.topic, is_whole) for capture_id, entry, is_whole in _Held(store).whole())
 
 
 def check_captures(store: Store, cluster: Cluster, *, whole: Sequence[str] = ()) -> None:
@@ -278,20 +291,19 @@ def check_captures(store: Store, cluster: Cluster, *, whole: Sequence[str] = ())
         cluster: what was captured.
         whole: ids of captures that must be whole.
     """
-    repository = Repository.open(store, cluster_id=None, create=False)
-    told = {(capture_id, topic): is_whole for capture_id, topic, is_whole in whole_captures(store)}
+    held = _Held(store)
+    told = list(held.whole())
     for capture_id in whole:
-        assert all(is_whole for (each, _), is_whole in told.items() if each == capture_id), capture_id
-    for (capture_id, topic), is_whole in told.items():
+        assert all(is_whole for each, _, is_whole in told if each == capture_id), capture_id
+    for capture_id, entry, is_whole in told:
         if not is_whole:
             continue
-        entry = next(e for e in repository.capture(capture_id).topics if e.topic == topic)
-        log = repository.commit_log(topic, entry.topic_id)
-        for partition, records in cluster.captured[capture_id][topic].items():
+        log = held.log_of(entry.topic, entry.topic_id)
+        for partition, records in cluster.captured[capture_id][entry.topic].items():
             start = log.whole_from(partition, until_commit=entry.head)
             found = read(store, log, partition, head=entry.head, start=start)
             # What the topic held no more may be there all the same, until it expires.
-            assert {o: found.get(o) for o in records} == records, (capture_id, topic, partition)
+            assert {o: found.get(o) for o in records} == records, (capture_id, entry.topic, partition)
             assert not records or all(o < min(records) for o in found.keys() - records.keys())
 
 

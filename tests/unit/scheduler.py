@@ -5,11 +5,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from random import Random
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+import pytest
+
+from kafka_backup import retention, verify
 from kafka_backup.records import Buffer
+from kafka_backup.repository import checkpoints, commit_log, repository
 from kafka_backup.repository.store import ObjectInfo, ObjectReader, ObjectWriter, Store
 
 _T = TypeVar("_T")
@@ -39,6 +44,15 @@ class InOneThread:
         pass
 
 
+@contextmanager
+def in_one_thread() -> Iterator[None]:
+    """Everything that reads or deletes objects does it without threads: in the same order each time, and sooner."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (checkpoints, commit_log, repository, retention, verify):
+            patch.setattr(module, "ThreadPoolExecutor", InOneThread)
+        yield
+
+
 class Actor:
     """A run of some work; it waits before each call to its store until it is let go.
 
@@ -58,6 +72,7 @@ class Actor:
         self._go = threading.Semaphore(0)
         self._waits = threading.Semaphore(0)
         self._killed = False
+        self._is_alone = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
         self._wait()
@@ -67,6 +82,12 @@ class Actor:
         self._go.release()
         self._wait()
 
+    def run(self) -> None:
+        """Let it make all of its calls."""
+        if not self.ended:
+            self._is_alone = True
+            self.step()
+
     def kill(self) -> None:
         """End it as SIGKILL does: it makes no other call."""
         if not self.ended:
@@ -75,8 +96,9 @@ class Actor:
 
     def pause(self, call: str) -> None:
         """Called by the store, in the actor's thread."""
-        self._waits.release()
-        self._go.acquire()
+        if not self._is_alone:
+            self._waits.release()
+            self._go.acquire()
         if self._killed:
             raise Killed
         self.calls.append(call)
@@ -167,8 +189,8 @@ class _SteppedWriter:
 
 def run_to_end(actor: Actor) -> None:
     """Let an actor go on alone until it ends."""
-    while not actor.ended:
-        actor.step()
+    actor.run()
+    assert actor.ended
 
 
 def run_at_random(actors: Sequence[Actor], random: Random, *, may_die: bool) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cache
@@ -16,8 +16,6 @@ from kafka_backup import restore, restore_plan, retention
 from kafka_backup import verify as verification
 from kafka_backup.errors import RefusedError, WriterConflictError
 from kafka_backup.progress import StopToken
-from kafka_backup.repository import checkpoints, commit_log
-from kafka_backup.repository import repository as repository_module
 from kafka_backup.repository.documents import Commit, sha256_of
 from kafka_backup.repository.expiry import pinned
 from kafka_backup.repository.repository import Repository
@@ -33,7 +31,7 @@ from kafka_backup.retention import RetentionPolicy
 from tests.unit.histories import Cluster, capture, check_captures, read
 from tests.unit.plain_store import PlainStore
 from tests.unit.repositories import copy_of, memory_store
-from tests.unit.scheduler import Actor, InOneThread, Killed, run_at_random, run_to_end
+from tests.unit.scheduler import Actor, Killed, in_one_thread, run_at_random, run_to_end
 
 KEEP = 2
 
@@ -60,10 +58,10 @@ class _Target:
 
 
 @pytest.fixture(autouse=True)
-def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (checkpoints, commit_log, repository_module, retention, verification):
-        monkeypatch.setattr(module, "ThreadPoolExecutor", InOneThread)
+def _one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(restore_plan, "TargetPreflight", _Target)
+    with in_one_thread():
+        yield
 
 
 def opened(store: Store) -> Repository:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -38,6 +40,13 @@ from tests.unit.histories import (
 )
 from tests.unit.plain_store import PlainStore
 from tests.unit.repositories import copy_of, memory_store
+from tests.unit.scheduler import in_one_thread
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    with in_one_thread():
+        yield
 
 
 def opened(store: Store) -> Repository:

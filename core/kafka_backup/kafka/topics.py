@@ -34,6 +34,14 @@ _BATCH = 500
 class TopicExistsError(BrokerError):
     """A topic cannot be created because there is one of its name."""
 
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"topic {name} exists already",
+            code=int(ErrorCode.topic_already_exists),
+            name="TOPIC_ALREADY_EXISTS",
+            retriable=False,
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConfigValue:
@@ -136,12 +144,21 @@ class TopicAdmin:
     def create_topic(
         self, name: str, *, partitions: int, replication_factor: int, configs: Mapping[str, str]
     ) -> None:
-        """Create a topic. The caller waits until its leaders are known (`wait_for_leaders`)."""
+        """Create a topic. The caller waits until its leaders are known (`wait_for_leaders`).
+
+        Raises:
+            TopicExistsError: there is one: somebody else's, or our own, of a request whose answer was lost.
+        """
         topic = NewTopic(
             name, num_partitions=partitions, replication_factor=replication_factor, config=dict(configs)
         )
         futures = self._admin().create_topics([topic], request_timeout=self._retry_seconds)
-        self._result(futures[name], f"creating topic {name}")
+        try:
+            self._result(futures[name], f"creating topic {name}")
+        except BrokerError as error:
+            if error.code == ErrorCode.topic_already_exists:
+                raise TopicExistsError(name) from error
+            raise
 
     def alter_configs(
         self,
@@ -308,12 +325,7 @@ def validate_topic(
     answer = cluster.ask_any(f"validating topic {name}", payload, CreateTopicsResponse)
     (result,) = answer.topics
     if result.error_code == ErrorCode.topic_already_exists:
-        raise TopicExistsError(
-            f"topic {name} exists already",
-            code=int(result.error_code),
-            name="TOPIC_ALREADY_EXISTS",
-            retriable=False,
-        )
+        raise TopicExistsError(name)
     if result.error_code:
         raise broker_error(result.error_code, result.error_message or name)
     return {entry.name: entry.value or "" for entry in result.configs or ()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-_ROUND_BYTES = 1 << 20
+_ROUND_BYTES = 64 << 10
 _MOST = 4
 
 

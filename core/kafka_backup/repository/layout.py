@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 from pydantic import TypeAdapter
@@ -55,6 +56,7 @@ def topic_folder(topic: str) -> str:
     return f"{TOPICS}{_topic_name(topic)}/"
 
 
+@lru_cache(maxsize=1024)
 def incarnation_folder(topic: str, topic_id: str) -> str:
     """Folder of one incarnation: its commits, and a folder of segments for each partition."""
     return f"{topic_folder(topic)}{_topic_id(topic_id)}/"
