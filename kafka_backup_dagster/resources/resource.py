@@ -13,6 +13,7 @@ from kafka_backup_dagster.interrupts import run_interruptibly
 from kafka_backup_dagster.metadata import RESET_JOB, RESTORE_JOB, Launchpad, location_of
 from kafka_backup_dagster.resources.capture import run_capture, selected, take_groups, window_of
 from kafka_backup_dagster.resources.materializations import groups_result, materializations
+from kafka_backup_dagster.resources.s3 import with_s3
 
 if TYPE_CHECKING:
     from kafka_backup import Engine, EngineConfig
@@ -36,6 +37,7 @@ class KafkaBackupResource(dg.ConfigurableResource["KafkaBackupResource"]):
             bootstrap_servers="kafka:9092",
             properties={"sasl.password": dg.EnvVar("KAFKA_PASSWORD"), ...},
             repository_url="s3://backups/kafka",
+            s3=S3Resource(region_name="eu-central-1"),
         )
     """
 
@@ -71,6 +73,11 @@ class KafkaBackupResource(dg.ConfigurableResource["KafkaBackupResource"]):
     )
     repository_options: dict[str, str] = Field(
         default={}, description="obstore's options for that store (use EnvVar for secrets)."
+    )
+    # dagster_aws is an extra, and takes a second to import.
+    s3: dg.ResourceDependency[Any] = Field(
+        default=None,
+        description="A dagster_aws.s3.S3Resource: endpoint, region and keys of a repository in S3.",
     )
     topics: list[str] = Field(
         default=["*"], description="Filters that engine().backup() takes; assets bring their own."
@@ -175,8 +182,13 @@ class KafkaBackupResource(dg.ConfigurableResource["KafkaBackupResource"]):
         everybody who may look at Dagster. The environment variables of `EnvVar` fields are read in
         each run.
         """
+
+        def resource(_: dg.InitResourceContext) -> "KafkaBackupResource":
+            with self.process_config_and_initialize_cm() as initialized:
+                return initialized
+
         return dg.ResourceDefinition(
-            resource_fn=lambda _: self.process_config_and_initialize(),
+            resource_fn=resource,
             description="A Kafka cluster and its repository; the values are not shown.",
         )
 
@@ -190,7 +202,7 @@ class KafkaBackupResource(dg.ConfigurableResource["KafkaBackupResource"]):
         from kafka_backup.errors import ConfigurationError
 
         if self.config_path is not None:
-            return load_config(self.config_path)
+            return with_s3(load_config(self.config_path), self.s3)
         content = {
             "cluster": {
                 "bootstrap_servers": self.bootstrap_servers,
@@ -218,7 +230,7 @@ class KafkaBackupResource(dg.ConfigurableResource["KafkaBackupResource"]):
                 "retry_seconds": self.target_retry_seconds,
             }
         try:
-            return EngineConfig.model_validate(content)
+            return with_s3(EngineConfig.model_validate(content), self.s3)
         except ValidationError as error:
             problems = "; ".join(
                 f"{'.'.join(map(str, item['loc']))}: {item['msg']}"

@@ -1,7 +1,5 @@
 """The stores in the cloud: a real S3 server, an emulator of S3, one of Azure's blob storage, and Google's front."""
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import itertools
@@ -13,7 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from urllib.request import Request, urlopen
 
+import dagster as dg
 import pytest
+from dagster._core.remote_representation.external_data import RepositorySnap
+from dagster_aws.s3 import S3Resource
 from moto.server import ThreadedMotoServer
 
 from kafka_backup import Engine, parse_config
@@ -21,6 +22,7 @@ from kafka_backup.errors import AuthorizationError, ConfigurationError, Unreacha
 from kafka_backup.repository.store import ObjectExistsError, Store, put_once
 from kafka_backup.repository.stores import open_store
 from kafka_backup.retention import RetentionPolicy
+from kafka_backup_dagster import KafkaBackupResource, kafka_backup_assets
 from tests.support.engine import capture, restore, restored_as
 from tests.support.google_front import google_front
 from tests.support.kafka_cluster import KafkaCluster
@@ -230,6 +232,59 @@ def test_a_topic_goes_round(kind: str, kafka: KafkaCluster, request: pytest.Fixt
         restore(engine, f"r-{kind}", topic, prefix=f"{kind}-")
         assert read_topic(kafka.bootstrap_servers, f"{kind}-{topic}") == restored_as(kafka, topic)
         assert engine.verify(level="data").status == "ok"
+
+
+@pytest.mark.parametrize("is_hidden", [False, True])
+def test_an_s3_resource_of_dagster_leads_to_the_store(
+    kafka: KafkaCluster, s3: S3Server, monkeypatch: pytest.MonkeyPatch, is_hidden: bool
+) -> None:
+    """A backup runs in Dagster with an S3Resource that other assets use, too; its keys come from the environment.
+
+    It matters because whoever has S3 in Dagster has this resource, with everything in it.
+    A nested resource that nobody initializes would hand out the name of a variable for a key.
+    """
+    where = bucket(s3)
+    topic = new_topic(kafka)
+    produce(kafka.bootstrap_servers, topic, _records(0, 10))
+    for name in ("access_key_id", "secret_access_key"):
+        monkeypatch.setenv(f"MY_{name.upper()}", where.options[name])
+    shared = S3Resource(
+        endpoint_url=where.options["endpoint"],
+        region_name=where.options["region"],
+        aws_access_key_id=dg.EnvVar("MY_ACCESS_KEY_ID"),
+        aws_secret_access_key=dg.EnvVar("MY_SECRET_ACCESS_KEY"),
+    )
+    resource = KafkaBackupResource(
+        bootstrap_servers=kafka.bootstrap_servers, repository_url=f"{where.url}/dagster", s3=shared
+    )
+
+    @kafka_backup_assets(topics=[topic], consumer_groups=[], partitions_def=None)
+    def backups(
+        context: dg.AssetExecutionContext, kafka_backup: KafkaBackupResource
+    ) -> Iterator[dg.MaterializeResult[None]]:
+        yield from kafka_backup.run(context)
+
+    @dg.asset(deps=[dg.AssetKey(["kafka_backup", "default", topic])])
+    def listed(s3: S3Resource) -> dg.MaterializeResult[None]:
+        found = s3.get_client().list_objects_v2(Bucket=where.url.removeprefix("s3://"))
+        return dg.MaterializeResult(metadata={"objects": found["KeyCount"]})
+
+    defs = dg.Definitions(
+        assets=[backups, listed],
+        resources={"s3": shared, "kafka_backup": resource.hidden() if is_hidden else resource},
+    )
+    assert where.options["secret_access_key"] not in dg.serialize_value(
+        RepositorySnap.from_def(defs.get_repository_def())
+    )
+    done = defs.resolve_implicit_global_asset_job_def().execute_in_process(
+        instance=dg.DagsterInstance.ephemeral()
+    )
+    saved = {
+        each.asset_key.path[-1]: each.metadata for each in done.asset_materializations_for_node("backups")
+    }
+    assert saved[topic]["dagster/row_count"].value == 10
+    (seen,) = done.asset_materializations_for_node("listed")
+    assert seen.metadata["objects"].value > 3
 
 
 def test_object_lock_is_no_obstacle(kafka: KafkaCluster, s3: S3Server) -> None:

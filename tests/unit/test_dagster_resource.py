@@ -10,6 +10,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 from dagster._core.remote_representation.external_data import RepositorySnap
+from dagster_aws.s3 import S3Resource
 from pydantic import ValidationError
 
 from kafka_backup import (
@@ -42,6 +43,7 @@ from kafka_backup.repository.documents import LostSpan, OffsetSpan
 from kafka_backup_dagster import KafkaBackupResource, build_definitions, kafka_backup_assets
 from kafka_backup_dagster.interrupts import run_interruptibly
 from kafka_backup_dagster.metadata import red_lines
+from kafka_backup_dagster.resources.s3 import with_s3
 
 CAPTURE = "20261124T000000000Z-0a0b0c0d"
 SHA = "ab" * 32
@@ -392,6 +394,51 @@ def test_hidden_resource_reads_the_environment_in_the_run(monkeypatch: pytest.Mo
 
     assert "secret-host" not in shown
     assert seen == ["from-the-environment"]
+
+
+def test_s3_resource_says_how_to_reach_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests dagster_aws's S3Resource inside the resource: what the engine gets of it, and what the repository says itself.
+
+    Whoever uses S3 in Dagster has one already, with the endpoint, the region and the keys.
+    Could go wrong: a key is dropped, the variable's name is the password, certificates are not checked.
+    """
+    monkeypatch.setenv("MY_KEY", "from-the-environment")
+    s3 = S3Resource(
+        region_name="eu-central-1",
+        endpoint_url="http://store:9000",
+        aws_access_key_id="id",
+        aws_secret_access_key=dg.EnvVar("MY_KEY"),
+        aws_session_token="token",
+    )
+    resource = KafkaBackupResource(
+        bootstrap_servers="a:1", repository_url="s3://b/p", repository_options={"region": "own"}, s3=s3
+    )
+    keys = {
+        "endpoint": "http://store:9000",
+        "access_key_id": "id",
+        "secret_access_key": "from-the-environment",
+        "session_token": "token",
+        "allow_http": "true",
+    }
+    with resource.process_config_and_initialize_cm() as initialized:
+        assert initialized.engine_config().repository.options == keys | {"region": "own"}
+
+    def options(url: str = "s3://b/p", **fields: object) -> dict[str, str]:
+        config = EngineConfig.model_validate(
+            {"cluster": {"bootstrap_servers": "a:1"}, "repository": {"url": url}}
+        )
+        return with_s3(config, S3Resource(**fields)).repository.options
+
+    assert options() == {}
+    assert options(use_unsigned_session=True) == {"skip_signature": "true"}
+    assert options(verify=False, endpoint_url="https://store") == {
+        "endpoint": "https://store",
+        "allow_invalid_certificates": "true",
+    }
+    with pytest.raises(ConfigurationError, match=r"s3\.profile_name"):
+        options(profile_name="me")
+    with pytest.raises(ConfigurationError, match="not in S3: file:///r"):
+        options("file:///r")
 
 
 def test_topic_without_result_fails(script: dict[str, object]) -> None:
