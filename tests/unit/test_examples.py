@@ -112,17 +112,28 @@ def test_configuration_of_docker_compose_has_its_variables_and_hosts() -> None:
     assert config.repository.url.split("/")[2] in str(compose["services"]["bucket"]["entrypoint"])
 
 
-def test_dockerfile_copies_what_is_there() -> None:
-    """Tests that each file that the image takes exists, and that it installs what it starts.
+@pytest.mark.parametrize(
+    ("folder", "packages"),
+    [
+        ("docker-compose", ("dagster-webserver", "dagster-postgres", "dagster-docker")),
+        ("kubernetes", ("dagster-postgres", "dagster-k8s")),
+    ],
+)
+def test_dockerfiles_copy_what_is_there(folder: str, packages: tuple[str, ...]) -> None:
+    """Tests that each file that an image takes exists, and that it installs what it starts.
 
     An image that cannot be built helps nobody.
     Could go wrong: a file was renamed.
     """
-    text = (COMPOSE / "Dockerfile").read_text()
+    text = (EXAMPLES / folder / "Dockerfile").read_text()
+    let_through = (EXAMPLES.parent / ".dockerignore").read_text().splitlines()
     for line in re.findall(r"^COPY (.*) \S+$", text, re.MULTILINE):
         for name in line.split():
             assert (EXAMPLES.parent / name).exists(), name
-    for package in ("dagster-webserver", "dagster-postgres", "dagster-docker"):
+            assert name == "." or f"!{name.partition('/')[0]}" in let_through, name
+    for name in ("pyproject.toml", "README.md", "LICENSE", "constraints.txt", "core", "kafka_backup_dagster"):
+        assert f"!{name}" in let_through
+    for package in packages:
         assert package in text
 
 
@@ -180,3 +191,7 @@ def test_values_for_kubernetes_fit_its_definitions() -> None:
     assert launcher["runK8sConfig"]["podSpecConfig"]["terminationGracePeriodSeconds"] > 20
     assert code["resources"]["limits"]["memory"] == "1Gi"
     assert {each["name"] for each in code["env"]} == {"KAFKA_BACKUP_START_DATE"}
+    # Without the global one the chart of the code locations gives runs its own, which has no rights on the bucket.
+    assert values["global"]["serviceAccountName"] == "kafka-backup"
+    assert values["serviceAccount"] == {"create": True}
+    assert code["codeServerArgs"] == ["-f", "/opt/dagster/definitions.py"]
