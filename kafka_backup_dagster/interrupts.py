@@ -24,7 +24,7 @@ def run_interruptibly(work: Callable[["StopToken"], _T], *, on_slice: Callable[[
 
     Args:
         work: the blocking call; it must end soon after its stop token says so.
-        on_slice: called in this thread each `SLICE_SECONDS`, to report progress.
+        on_slice: called in this thread each `SLICE_SECONDS`, and at the end, to report progress.
 
     Raises:
         BaseException: whatever `work` raises, or the interrupt.
@@ -43,8 +43,9 @@ def run_interruptibly(work: Callable[["StopToken"], _T], *, on_slice: Callable[[
     thread = threading.Thread(target=body, name="kafka-backup", daemon=True)
     thread.start()
     try:
-        while not outcome.done():
-            wait([outcome], timeout=SLICE_SECONDS)
+        has_ended = False
+        while not has_ended:
+            has_ended = bool(wait([outcome], timeout=SLICE_SECONDS).done)
             if on_slice is not None:
                 on_slice()
     finally:

@@ -57,6 +57,7 @@ if TYPE_CHECKING:
         TopicRecreated,
         TopicUnchanged,
         TransactionOpen,
+        VerifyProgress,
     )
     from kafka_backup.recovery_point import RecoveryPoint
     from kafka_backup.repository.documents import Capture, Commit, Window
@@ -129,6 +130,7 @@ __all__ = [
     "TopicUnchanged",
     "TransactionOpen",
     "UnreachableError",
+    "VerifyProgress",
     "VerifyReport",
     "Window",
     "WriterConflictError",
@@ -193,6 +195,7 @@ _HOMES = {
     "GroupSelection": "kafka_backup.selection",
     "TopicFilter": "kafka_backup.selection",
     "TopicSelection": "kafka_backup.selection",
+    "VerifyProgress": "kafka_backup.progress",
     "VerifyReport": "kafka_backup.verify",
 }
 

@@ -15,7 +15,14 @@ from kafka_backup.errors import DamagedError
 from kafka_backup.kafka.cluster import Cluster
 from kafka_backup.kafka.settings import ConnectionSettings
 from kafka_backup.kafka.topics import TopicAdmin
-from kafka_backup.progress import BackupEvent, CaptureFinished, RestoreProgress, StopToken, TopicFailed
+from kafka_backup.progress import (
+    BackupEvent,
+    CaptureFinished,
+    RestoreProgress,
+    StopToken,
+    TopicFailed,
+    VerifyProgress,
+)
 from kafka_backup.repository.commit_log import CommitLog
 from kafka_backup.repository.documents import Capture, Window
 from kafka_backup.repository.repository import Repository
@@ -289,12 +296,15 @@ class Engine:
         *,
         level: Level = "structure",
         stop: StopToken | None = None,
+        on_progress: Callable[[VerifyProgress], None] | None = None,
     ) -> VerifyReport:
         """Prove that the repository is what its commits say; see `verify.verify`."""
         from kafka_backup import verify
 
         selection = TopicSelection.parse(topics) if topics is not None else None
-        return verify.verify(self.repository(), selection=selection, level=level, stop=stop)
+        return verify.verify(
+            self.repository(), selection=selection, level=level, stop=stop, on_progress=on_progress
+        )
 
     def plan_expire(
         self,

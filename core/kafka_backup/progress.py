@@ -270,6 +270,21 @@ BackupEvent = BackupNews | BackupProgress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyProgress:
+    """How far a verification is, in topic `topic`.
+
+    `segments` and `stored_bytes` were looked at so far; with the level ``data`` they were read.
+    """
+
+    topic: str
+    topics_done: int
+    topics_total: int
+    segments: int
+    stored_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RestoreProgress:
     """How far one target topic of a running restore is."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from itertools import groupby
 from typing import Literal
 
 from kafka_backup.errors import ConfigurationError, DamagedError
-from kafka_backup.progress import StopToken
+from kafka_backup.progress import StopToken, VerifyProgress
 from kafka_backup.records.batch import BatchHeader
 from kafka_backup.records.codec import decode_batch
 from kafka_backup.repository import layout
@@ -103,6 +103,7 @@ def verify(
     level: Level,
     stop: StopToken | None,
     threads: int = 4,
+    on_progress: Callable[[VerifyProgress], None] | None = None,
 ) -> VerifyReport:
     """Check a repository; collects all problems instead of stopping at the first.
 
@@ -112,6 +113,7 @@ def verify(
         level: how deep.
         stop: ends the check with CancelledError.
         threads: segments read at the same time; each holds the stored and raw bytes of one.
+        on_progress: told after each topic, and each segment that was read.
 
     Raises:
         ConfigurationError: no topic of the repository matches the selection.
@@ -124,12 +126,14 @@ def verify(
     problems += damaged
     heads: dict[tuple[str, str], Mapping[int, str]] = {}
     commits = segments = stored_bytes = records = 0
-    for topic, topic_id in _selected(repository, selection):
+    selected = _selected(repository, selection)
+    teller = _Teller(on_progress, len(selected), began)
+    for topic, topic_id in selected:
         token.check()
         log = _Log(repository, topic, topic_id, accepted)
         found = [*log.replay(), *log.promises(), *log.objects()]
         if level == "data":
-            found += _data(log, known=found, token=token, threads=threads)
+            found += _data(log, known=found, token=token, threads=threads, teller=teller)
         problems += found
         heads[topic, topic_id] = log.sha256s
         commits += len(log.commits)
@@ -137,6 +141,7 @@ def verify(
             segments += 1
             stored_bytes += segment.entry.stored_size
             records += segment.entry.records
+        teller.topic(topic, segments=segments, stored_bytes=stored_bytes)
     problems += _captures(repository, heads, selection, token)
     if selection is None:
         problems += _restores(repository, token)
@@ -155,6 +160,41 @@ def verify(
         records=records,
         seconds=time.monotonic() - began,
     )
+
+
+@dataclass(slots=True)
+class _Teller:
+    """Tells how far a verification is: what was read so far, and all of the topics that are done."""
+
+    on_progress: Callable[[VerifyProgress], None] | None
+    topics_total: int
+    began: float
+    topics_done: int = 0
+    segments: int = 0
+    stored_bytes: int = 0
+
+    def segment(self, topic: str, stored_size: int) -> None:
+        self.segments += 1
+        self.stored_bytes += stored_size
+        self._tell(topic)
+
+    def topic(self, topic: str, *, segments: int, stored_bytes: int) -> None:
+        self.topics_done += 1
+        self.segments, self.stored_bytes = segments, stored_bytes
+        self._tell(topic)
+
+    def _tell(self, topic: str) -> None:
+        if self.on_progress is not None:
+            self.on_progress(
+                VerifyProgress(
+                    topic=topic,
+                    topics_done=self.topics_done,
+                    topics_total=self.topics_total,
+                    segments=self.segments,
+                    stored_bytes=self.stored_bytes,
+                    seconds=time.monotonic() - self.began,
+                )
+            )
 
 
 def _acceptances(repository: Repository) -> tuple[Set[AcceptedCommit], list[Problem]]:
@@ -522,6 +562,7 @@ def _data(
     known: Sequence[Problem],
     token: StopToken,
     threads: int,
+    teller: _Teller,
 ) -> Iterator[Problem]:
     """Read every segment, and hold each range's ledger against the records in it."""
     bad = {problem.object for problem in known}
@@ -542,7 +583,10 @@ def _data(
         for (commit_key, partition), group in groupby(
             results, key=lambda result: (result[0][0].commit_key, result[0][0].part.partition)
         ):
-            reads = list(group)
+            reads = []
+            for pair in group:
+                reads.append(pair)
+                teller.segment(log.topic, pair[0][1].entry.stored_size)
             part = reads[0][0][0].part
             for _, result in reads:
                 if result is not None:

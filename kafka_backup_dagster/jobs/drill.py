@@ -4,13 +4,13 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import dagster as dg
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, TypeAdapter, model_validator
 
 from kafka_backup_dagster.assets.translator import drill_key
 from kafka_backup_dagster.errors import as_failure
 from kafka_backup_dagster.interrupts import run_interruptibly
-from kafka_backup_dagster.jobs.forms import build_form_job, refuse_bad_form
-from kafka_backup_dagster.jobs.progress import RestoreProgressLog
+from kafka_backup_dagster.jobs.forms import build_form_job, check_filters, refuse_bad_form, sentences
+from kafka_backup_dagster.jobs.progress import ProgressLog
 from kafka_backup_dagster.metadata import Metadata, mb_per_second, red_lines, table
 from kafka_backup_dagster.resources.resource import KafkaBackupResource
 
@@ -38,9 +38,7 @@ class DrillConfig(dg.Config):
     @model_validator(mode="after")
     def _can_be_asked(self) -> "DrillConfig":
         def ask() -> None:
-            from kafka_backup.selection import TopicSelection
-
-            TopicSelection.parse(self.topics)
+            check_filters(topics=self.topics)
             if self.max_bytes() <= 0:
                 raise ValueError("max_size: must be more than nothing")
 
@@ -53,12 +51,10 @@ class DrillConfig(dg.Config):
         Raises:
             ValueError: it is no size.
         """
-        from kafka_backup.config import parse_size
+        from kafka_backup.config import Size
 
-        size = parse_size(self.max_size)
-        if not isinstance(size, int):
-            raise ValueError(f"max_size: not a size: {self.max_size!r}")
-        return size
+        with sentences("max_size"):
+            return TypeAdapter(Size).validate_python(self.max_size)
 
 
 def build_restore_drill_job(
@@ -83,14 +79,14 @@ def build_restore_drill_job(
     ) -> Iterator[dg.AssetMaterialization | dg.AssetObservation | dg.Output[None]]:
         """Restore the newest capture, and an older one in turn, into scratch topics; verify and delete them."""
         resource: KafkaBackupResource = getattr(context.resources, resource_key)
-        progress = RestoreProgressLog(context.log)
+        progress = ProgressLog(context.log)
         with as_failure(), resource.engine() as engine:
             report = run_interruptibly(
                 lambda stop: engine.drill(
                     config.topics or None,
                     max_raw_bytes=config.max_bytes(),
                     stop=stop,
-                    on_progress=progress.note,
+                    on_progress=progress.restore,
                 ),
                 on_slice=progress.log_when_due,
             )

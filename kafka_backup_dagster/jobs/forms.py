@@ -64,6 +64,20 @@ def sentences(field: str = "") -> Iterator[None]:
         raise ValueError("; ".join(problems)) from error
 
 
+def check_filters(*, topics: Sequence[str] = (), groups: Sequence[str] = ()) -> None:
+    """Refuse filters, of the fields of these names, that the engine cannot read.
+
+    Raises:
+        ValueError: one is malformed.
+    """
+    from kafka_backup.selection import GroupSelection, TopicSelection
+
+    with sentences("topics"):
+        TopicSelection.parse(topics)
+    with sentences("groups"):
+        GroupSelection.parse(groups)
+
+
 def milliseconds(field: str, text: str | None) -> int | None:
     """Return a form's time in ms since the epoch.
 

@@ -12,6 +12,8 @@ from kafka_backup_dagster.jobs.forms import (
     DRY_RUN,
     RenameConfig,
     build_form_job,
+    check_filters,
+    identifier,
     milliseconds,
     refuse_bad_form,
     rename_rules,
@@ -103,14 +105,10 @@ class ResetOffsetsConfig(dg.Config):
         """
         from kafka_backup.repository.group_documents import ResetRequest
         from kafka_backup.reset_plan import parse_destination
-        from kafka_backup.selection import GroupSelection, TopicSelection
 
         if not self.groups:
             raise ValueError('groups: name at least one; ["*"] is all of them')
-        with sentences("groups"):
-            GroupSelection.parse(self.groups)
-        with sentences("topics"):
-            TopicSelection.parse(self.topics)
+        check_filters(topics=self.topics, groups=self.groups)
         places = {"snapshot": self.snapshot, "at_time": self.at_time, "to": self.to}
         given = [name for name, value in places.items() if value is not None]
         if len(given) != 1:
@@ -126,7 +124,7 @@ class ResetOffsetsConfig(dg.Config):
             return ResetRequest(
                 groups=tuple(self.groups),
                 topics=tuple(self.topics),
-                snapshot_id=self.snapshot,
+                snapshot_id=None if self.snapshot is None else identifier("snapshot", self.snapshot),
                 at_ms=milliseconds("at_time", self.at_time),
                 restore_id=self.restore_id,
                 atomic=self.atomic,

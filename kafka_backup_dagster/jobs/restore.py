@@ -13,13 +13,14 @@ from kafka_backup_dagster.jobs.forms import (
     DRY_RUN,
     RenameConfig,
     build_form_job,
+    check_filters,
     milliseconds,
     refuse_bad_form,
     rename_rules,
     sentences,
 )
 from kafka_backup_dagster.jobs.moves import moves_table
-from kafka_backup_dagster.jobs.progress import RestoreProgressLog
+from kafka_backup_dagster.jobs.progress import ProgressLog
 from kafka_backup_dagster.metadata import (
     RESTORE_JOB,
     Metadata,
@@ -133,12 +134,8 @@ class RestoreConfig(dg.Config):
             ValueError: a value is wrong; the message names it.
         """
         from kafka_backup.repository.restore_documents import RestoreRequest
-        from kafka_backup.selection import GroupSelection, TopicSelection
 
-        with sentences("topics"):
-            TopicSelection.parse(self.topics)
-        with sentences("groups"):
-            GroupSelection.parse(self.groups)
+        check_filters(topics=self.topics, groups=self.groups)
         if self.rename_groups and not self.groups:
             raise ValueError("rename_groups: there are no groups to rename; name them in groups")
         if self.skip_damaged and self.replace:
@@ -236,7 +233,7 @@ def _restore(
 def _execute(
     context: dg.OpExecutionContext, config: RestoreConfig, engine: "Engine", plan: "RestorePlan"
 ) -> "RestoreReport":
-    progress = RestoreProgressLog(context.log)
+    progress = ProgressLog(context.log)
     return whole(
         run_interruptibly(
             lambda stop: engine.restore(
@@ -244,7 +241,7 @@ def _execute(
                 limits=config.limits(),
                 skip_damaged=config.skip_damaged,
                 stop=stop,
-                on_progress=progress.note,
+                on_progress=progress.restore,
             ),
             on_slice=progress.log_when_due,
         )

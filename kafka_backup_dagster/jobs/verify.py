@@ -8,7 +8,8 @@ from pydantic import ConfigDict, Field, model_validator
 
 from kafka_backup_dagster.errors import as_failure
 from kafka_backup_dagster.interrupts import run_interruptibly
-from kafka_backup_dagster.jobs.forms import build_form_job, refuse_bad_form
+from kafka_backup_dagster.jobs.forms import build_form_job, check_filters, identifier, refuse_bad_form
+from kafka_backup_dagster.jobs.progress import ProgressLog
 from kafka_backup_dagster.jobs.restore import whole
 from kafka_backup_dagster.metadata import MAX_ROWS, Metadata, red_lines, report_metadata
 from kafka_backup_dagster.resources.resource import KafkaBackupResource
@@ -40,10 +41,11 @@ class VerifyConfig(dg.Config):
     @model_validator(mode="after")
     def _can_be_asked(self) -> "VerifyConfig":
         def ask() -> None:
-            from kafka_backup.selection import TopicSelection
-
-            TopicSelection.parse(self.topics)
-            if self.restore_id is not None and self.topics:
+            check_filters(topics=self.topics)
+            if self.restore_id is None:
+                return
+            identifier("restore_id", self.restore_id)
+            if self.topics:
                 raise ValueError("topics: a restore is verified as a whole; leave them out, or restore_id")
 
         refuse_bad_form(ask)
@@ -67,19 +69,22 @@ def build_verify_job(*, name: str = VERIFY_JOB, resource_key: str = "kafka_backu
     def verify_repository(context: dg.OpExecutionContext, config: VerifyConfig) -> Iterator[dg.Output[None]]:
         """Prove that the repository is what its commits say, or that a restore is what it should be."""
         resource: KafkaBackupResource = getattr(context.resources, resource_key)
-        yield dg.Output(None, metadata=_verify(config, resource))
+        yield dg.Output(None, metadata=_verify(config, resource, ProgressLog(context.log)))
 
     return build_form_job(verify_repository, VerifyConfig, name=name, kind="verify")
 
 
-def _verify(config: VerifyConfig, resource: KafkaBackupResource) -> Metadata:
+def _verify(config: VerifyConfig, resource: KafkaBackupResource, progress: ProgressLog) -> Metadata:
     with as_failure(), resource.engine() as engine:
         if (restore_id := config.restore_id) is not None:
             return report_metadata(
                 whole(run_interruptibly(lambda stop: engine.verify_restore(restore_id, stop=stop)))
             )
         report = run_interruptibly(
-            lambda stop: engine.verify(config.topics or None, level=config.level, stop=stop)
+            lambda stop: engine.verify(
+                config.topics or None, level=config.level, stop=stop, on_progress=progress.verify
+            ),
+            on_slice=progress.log_when_due,
         )
     lines = [f"{problem.kind}: {problem.object}: {problem.detail}" for problem in report.problems]
     shown = _report(report, lines)

@@ -276,12 +276,15 @@ def test_sensor_that_gets_no_answer_fails_in_time(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize("level", ["structure", "data"])
-def test_verify_job_proves_and_fails(kafka: KafkaCluster, tmp_path: Path, level: str) -> None:
-    """Tests the verify job on a sound repository, on a restore, and after an object is gone.
+def test_verify_job_proves_and_fails(
+    kafka: KafkaCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, level: str
+) -> None:
+    """Tests the verify job on a sound repository, on a restore, and after an object is gone, and what both tell meanwhile.
 
-    Somebody wants proof before a risky change.
-    Could go wrong: a green run that looked at nothing, or a failure that does not name the object.
+    Somebody wants proof before a risky change, and reading it all can take hours.
+    Could go wrong: a green run that looked at nothing, a silent one, or a failure that does not name the object.
     """
+    monkeypatch.setattr("kafka_backup_dagster.jobs.progress.LOG_SECONDS", 0.0)
     topic = new_topic(kafka)
     write(kafka, topic)
     watched = watch(kafka, tmp_path, [topic])
@@ -292,11 +295,18 @@ def test_verify_job_proves_and_fails(kafka: KafkaCluster, tmp_path: Path, level:
             run_config=form, instance=watched.instance, raise_on_error=False
         )
 
+    def told(result: dg.ExecuteInProcessResult) -> str:
+        return "\n".join(entry.user_message for entry in watched.instance.all_logs(result.run_id))
+
     sound = run("verify", level=level, topics=[topic])
     assert sound.success
+    assert f"{topic}: 1 of 1 topics are done, 1 segments" in told(sound)
     (output,) = [event for event in sound.all_events if event.is_successful_output]
     assert output.step_output_data.metadata["kafka_backup/records"].value == 10
-    assert run("restore", restore_id="v", prefix="verified-", mode="execute").success
+    restored = run("restore", restore_id="v", prefix="verified-", mode="execute")
+    assert restored.success
+    assert f"{topic} -> verified-{topic}: " in told(restored)
+    assert "10 of 10 records" in told(restored)
     assert run("verify", restore_id="v").success
     write(kafka, f"verified-{topic}")
     assert ends(kafka.bootstrap_servers, f"verified-{topic}")[0] == (0, 20)

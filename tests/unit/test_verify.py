@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from kafka_backup.errors import CancelledError, ConfigurationError
-from kafka_backup.progress import StopToken
+from kafka_backup.progress import StopToken, VerifyProgress
 from kafka_backup.repository.checkpoints import Checkpoint
 from kafka_backup.repository.commit_log import CommitLog
 from kafka_backup.repository.documents import Commit, Ledger, LostSpan
@@ -15,7 +15,7 @@ from kafka_backup.repository.layout import capture_key, checkpoint_key, commit_k
 from kafka_backup.repository.repository import Repository
 from kafka_backup.repository.store import Store
 from kafka_backup.selection import TopicSelection
-from kafka_backup.verify import VerifyReport, verify
+from kafka_backup.verify import Level, VerifyReport, verify
 from tests.unit.repositories import (
     TOPIC,
     TOPIC_ID,
@@ -79,6 +79,28 @@ def test_a_whole_repository_passes(level: str) -> None:
         info for info in store.list("topics/") if ".log" in info.key and "interrupted" not in info.key
     ]
     assert report.stored_bytes == sum(info.size for info in segments)
+
+
+@pytest.mark.parametrize(("level", "told"), [("structure", 2), ("data", 10)])
+def test_progress_is_told(level: Level, told: int) -> None:
+    """A verification says how far it is: after each topic, and after each segment that it reads.
+
+    It matters because reading a repository can take hours.
+    Somebody would end it, because nothing seems to happen.
+    """
+    heard: list[VerifyProgress] = []
+    report = verify(
+        Repository.open(repository(), cluster_id=None, create=False),
+        selection=None,
+        level=level,
+        stop=None,
+        on_progress=heard.append,
+    )
+    assert len(heard) == told
+    assert [each.stored_bytes for each in heard] == sorted(each.stored_bytes for each in heard)
+    last = heard[-1]
+    assert (last.topics_done, last.topics_total, last.segments) == (2, 2, report.segments)
+    assert last.stored_bytes == report.stored_bytes
 
 
 def _segment(topic: str, number: int) -> Callable[[Store], str]:

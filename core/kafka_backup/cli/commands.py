@@ -6,7 +6,7 @@ import gc
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
-from typing import Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import click
 
@@ -20,6 +20,9 @@ from kafka_backup.errors import DamagedError
 from kafka_backup.progress import BackupProgress, StopToken
 from kafka_backup.repository.documents import Window
 from kafka_backup.times import parse_window
+
+if TYPE_CHECKING:
+    from kafka_backup.verify import VerifyReport
 
 WINDOW = Parsed("start/end", parse_window)
 _SHOWN = 10
@@ -250,9 +253,14 @@ def verify(
         if topics or level:
             raise click.UsageError("--restore goes with neither --topic nor --level")
         return _verify_restore(session, restore_id)
-    report = session.run(
-        lambda engine, stop: engine.verify(topics or None, level=level or "structure", stop=stop)
-    )
+
+    def work(engine: Engine, stop: StopToken) -> VerifyReport:
+        with ProgressBars(visible=session.shows_progress) as bars:
+            return engine.verify(
+                topics or None, level=level or "structure", stop=stop, on_progress=bars.verify
+            )
+
+    report = session.run(work)
     document = answers.verified(report)
     session.answer(document, *tables.verification(document))
     if report.status == "ok":

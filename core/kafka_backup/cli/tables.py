@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Self
 from rich.filesize import decimal
 
 from kafka_backup.cli.answers import Document
-from kafka_backup.progress import BackupProgress, RestoreProgress
+from kafka_backup.progress import BackupProgress, RestoreProgress, VerifyProgress
 
 # A program that asks for JSON, and watches no bars, does not wait until the rest of rich is loaded.
 if TYPE_CHECKING:
@@ -543,6 +543,11 @@ class ProgressBars:
         label = f"{progress.phase} {progress.target}"
         rate = progress.raw_bytes / progress.seconds if progress.seconds > 0 else 0.0
         self._show(label, progress.records_done, progress.records_total, f"{decimal(int(rate))}/s")
+
+    def verify(self, progress: VerifyProgress) -> None:
+        """Show how far a verification is."""
+        told = f"{decimal(progress.stored_bytes)}  {progress.segments:,} segments  {progress.topic}"
+        self._show("verify", progress.topics_done, progress.topics_total, told)
 
     def _show(self, label: str, done: int, total: int, told: str) -> None:
         if self._bars is None:
