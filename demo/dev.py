@@ -56,13 +56,12 @@ def write_config(path: Path, bootstrap_servers: str, repository: Path) -> None:
 @contextlib.contextmanager
 def _dagster(home: Path, config: Path) -> Iterator[DagsterServer]:
     yesterday = (datetime.now(UTC) - timedelta(days=1)).date().isoformat()
-    # It says that `dg dev` is the newer command; that one wants a project of its own kind.
     environment = {
         "KAFKA_BACKUP_CONFIG": str(config),
         "KAFKA_BACKUP_START_DATE": yesterday,
         "PYTHONWARNINGS": "ignore",
     }
-    command = ["dagster", "dev", "-w", str(ROOT / "workspace.yaml"), "--log-level", "error"]
+    command = ["dg", "dev", "-w", str(ROOT / "workspace.yaml"), "--log-level", "error"]
     try:
         with dagster_dev(command, folder=home, environment=environment, port=3000) as server:
             try:

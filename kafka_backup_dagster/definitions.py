@@ -95,7 +95,7 @@ def defs() -> dg.Definitions:
     if named is None and not Path(DEFAULT_CONFIG).exists():
         dg.get_dagster_logger().warning(
             f"there is no {DEFAULT_CONFIG} in {Path.cwd()} and ${CONFIG_VARIABLE} is not set, so there is "
-            "nothing to show; write one (README, Configuration), or type `make dev` for a cluster to try"
+            "nothing to show; write one (see README.md), or type `make dev` for a cluster to try"
         )
         return dg.Definitions()
     return build_definitions(named or DEFAULT_CONFIG, start_date=os.environ.get(START_DATE_VARIABLE))

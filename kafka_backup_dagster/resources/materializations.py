@@ -1,6 +1,6 @@
 """What became of a capture, as Dagster's events: one materialization for each asset that is safe."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
@@ -49,6 +49,7 @@ def materializations(
 
     failed = {failure.topic for failure in outcome.failures if isinstance(failure, TopicFailed)}
     has_groups = not any(isinstance(failure, GroupFailed) for failure in outcome.failures)
+    reported = _reported_before(context)
     silent = []
     for key, topics in asked.topics.items():
         selection = TopicSelection.parse(topics.filters, topics.exclude)
@@ -57,6 +58,8 @@ def materializations(
         mine = [found for name, found in sorted(outcome.topics.items()) if selection.includes(name)]
         if topics.exact is not None and not mine:
             silent.append(key)
+            continue
+        if key in reported and not any(topic.changed for topic in mine):
             continue
         yield _topics_result(context, key, topics, mine, outcome, launchpad=restore)
     if asked.groups is not None and has_groups:
@@ -67,6 +70,18 @@ def materializations(
         else:
             silent.append(asked.groups)
     _fail_if_incomplete(outcome, silent)
+
+
+def _reported_before(context: dg.AssetExecutionContext) -> Set[dg.AssetKey]:
+    """Return what earlier attempts of this step have materialized.
+
+    That stands: a second event of what is unchanged since would show no records.
+    """
+    if context.retry_number == 0:
+        return frozenset()
+    entries = context.instance.all_logs(context.run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION)
+    events = (entry.dagster_event for entry in entries)
+    return {event.asset_key for event in events if event is not None and event.asset_key is not None}
 
 
 def _records_key(context: dg.AssetExecutionContext, key: dg.AssetKey) -> str:

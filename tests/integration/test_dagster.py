@@ -9,6 +9,8 @@ import dagster as dg
 import pytest
 
 from kafka_backup import Engine, StopToken, parse_config
+from kafka_backup.errors import UnreachableError
+from kafka_backup.kafka.fetch import FetchedPartition
 from kafka_backup.kafka.produce import TopicProducer
 from kafka_backup.partition_capture import PartitionCapture
 from kafka_backup_dagster import (
@@ -515,6 +517,52 @@ def test_unreachable_cluster_fails_in_time_and_may_be_retried(kafka: KafkaCluste
     )
     assert "127.0.0.1:1" in failure(result)
     assert [event.event_type_value for event in result.all_events].count("STEP_RESTARTED") == 1
+
+
+def test_retry_repeats_no_work(kafka: KafkaCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests a capture in which the second of two topics fails once, under a retry policy, with an asset behind the first.
+
+    What was saved is saved, and its page must go on saying how much that was.
+    Could go wrong: the retry captures all again, shows 0 records for what the first attempt took, or skips what comes after.
+    """
+    whole, failing = new_topic(kafka), new_topic(kafka)
+    for topic in (whole, failing):
+        produce(kafka.bootstrap_servers, topic, records(5))
+    failures: list[str] = []
+    take = PartitionCapture._take
+
+    def fail_once(self: PartitionCapture, fetched: FetchedPartition) -> None:
+        if self._work.topic == failing and not failures:
+            failures.append(failing)
+            raise UnreachableError("the network is gone")
+        take(self, fetched)
+
+    monkeypatch.setattr(PartitionCapture, "_take", fail_once)
+
+    @kafka_backup_assets(
+        topics=[whole, failing],
+        consumer_groups=[],
+        partitions_def=None,
+        retry_policy=dg.RetryPolicy(max_retries=1),
+    )
+    def backups(context: dg.AssetExecutionContext, kafka_backup: KafkaBackupResource):
+        yield from kafka_backup.run(context)
+
+    @dg.asset(deps=[dg.AssetKey(["kafka_backup", "default", whole])])
+    def after() -> None: ...
+
+    result = dg.materialize(
+        [backups, after],
+        resources={"kafka_backup": KafkaBackupResource.from_config(engine_config(kafka, tmp_path / "r"))},
+        instance=dg.DagsterInstance.ephemeral(),
+    )
+    assert failures == [failing]
+    events = result.get_asset_materialization_events()
+    assert sorted(event.asset_key.path[-1] for event in events) == sorted([whole, failing, "after"])
+    saved = materialized(result)
+    for topic in (whole, failing):
+        assert saved[topic, None].metadata["dagster/row_count"].value == 5
+        assert len(list((tmp_path / "r" / "topics" / topic).glob("*/commits/*.json"))) == 1
 
 
 class Terminate:
