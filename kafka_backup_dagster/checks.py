@@ -23,6 +23,7 @@ CheckName = Literal["integrity", "ledger", "recovery_point", "time_to_loss"]
 CHECK_NAMES: tuple[CheckName, ...] = get_args(CheckName)
 EVERY_TOPIC = "every_topic_is_backed_up"
 DRILL_AGE = "drill_age"
+_ELSEWHERE = "Every topic that matches has an asset of its own."
 _DESCRIPTIONS: Mapping[CheckName, str] = {
     "integrity": (
         "Every commit follows from the one before, its ledger adds up, and every object that it names is there "
@@ -283,14 +284,17 @@ def _integrity(
     verdicts = []
     for key, topics in mine.items():
         lines = [f"{each.kind}: {each.object}: {each.detail}" for each in damages if _concerns(each, topics)]
-        if not topics:
+        sound = "The repository holds what its commits say."
+        if not topics and assets[key].are_elsewhere(names):
+            sound = _ELSEWHERE
+        elif not topics:
             lines = ["nothing of it is in the repository yet"]
         verdicts.append(
             Verdict(
                 asset_key=key,
                 check="integrity",
                 passed=not lines,
-                description=lines[0] if lines else "The repository holds what its commits say.",
+                description=lines[0] if lines else sound,
                 metadata=_red("kafka_backup/problems", "What is wrong", lines)
                 | {"kafka_backup/topic_count": dg.MetadataValue.int(len(topics))},
             )
@@ -358,7 +362,9 @@ def _recovery_point(
         never = [name for name in mine if name not in points]
         oldest = min((points[name].time / 1000 for name in mine if name in points), default=None)
         age = None if oldest is None else max(0.0, now - oldest)
-        if never or age is None:
+        if topics.are_elsewhere(newest):
+            passed, description = True, _ELSEWHERE
+        elif never or age is None:
             passed, description = False, f"never captured whole: {', '.join(never) or 'any topic'}"
         else:
             passed = age <= most.total_seconds()

@@ -42,6 +42,11 @@ class AssetTopics:
         selection = TopicSelection.parse(self.filters, self.exclude)
         return sorted(name for name in names if selection.includes(name))
 
+    def are_elsewhere(self, names: Iterable[str]) -> bool:
+        """Whether patterns match some topics, and all of those have assets of their own."""
+        names = list(names)
+        return not self.among(names) and bool(AssetTopics(filters=self.filters).among(names))
+
     @classmethod
     def of(cls, metadata: Mapping[str, object], *, asset_key: dg.AssetKey) -> "AssetTopics":
         """Read them back from an asset's metadata.
@@ -169,7 +174,9 @@ def build_kafka_cluster_spec(*, cluster_name: str = "default", group_name: str |
     """Return the external asset that stands for the cluster: the place for checks of all of it."""
     return dg.AssetSpec(
         key=cluster_key(cluster_name),
-        description=f"Kafka cluster {cluster_name}.",
+        description=(
+            f"Kafka cluster {cluster_name}. Its check says whether every topic is backed up, or left out on purpose."
+        ),
         group_name=group_name,
         kinds={"kafka"},
     )

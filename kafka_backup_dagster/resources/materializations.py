@@ -24,6 +24,7 @@ from kafka_backup_dagster.resources.capture import CaptureOutcome, Selected, Top
 if TYPE_CHECKING:
     from kafka_backup.progress import CaptureFinished, GroupSnapshotTaken
 
+_SUMS = ("kafka_backup/raw_bytes", "kafka_backup/stored_bytes", "kafka_backup/seconds")
 _TOPIC_COLUMNS = ("records", "raw_bytes", "stored_bytes", "commit", "lost")
 _TRANSACTION_COLUMNS = ("topic", "partition", "producer_id", "first_offset", "held_back")
 
@@ -84,10 +85,15 @@ def _reported_before(context: dg.AssetExecutionContext) -> Set[dg.AssetKey]:
     return {event.asset_key for event in events if event is not None and event.asset_key is not None}
 
 
-def _records_key(context: dg.AssetExecutionContext, key: dg.AssetKey) -> str:
+def _records_key(context: dg.AssetExecutionContext, key: dg.AssetKey, counted: Sequence[str] = ()) -> str:
     """Say under which key rows are counted; of a range of windows only the newest one counts.
 
     A range run is one capture, and all its windows would get the same metadata.
+
+    Args:
+        context: of the run.
+        key: of the asset.
+        counted: other metadata of the capture that is a sum over windows.
     """
     if not (context.has_partition_key or context.has_partition_key_range):
         return "dagster/row_count"
@@ -95,8 +101,8 @@ def _records_key(context: dg.AssetExecutionContext, key: dg.AssetKey) -> str:
     for partition_key in context.partition_keys[:-1]:
         context.add_asset_metadata(
             {
-                "dagster/partition_row_count": 0,
                 "kafka_backup/status": f"held by the capture of window {newest}, in the same run",
+                **dict.fromkeys(("dagster/partition_row_count", *counted), 0),
             },
             asset_key=key,
             partition_key=partition_key,
@@ -117,7 +123,7 @@ def _topics_result(
     shown = (
         _losses(found)
         | _way_back(outcome.finished, found, name=key.path[-1], launchpad=launchpad)
-        | {_records_key(context, key): records}
+        | {_records_key(context, key, _SUMS): records}
         | _numbers(outcome, found)
         | (_topics_metadata(found) if topics.exact is None else _topic_metadata(found[0]))
         | _open_transactions(found)
@@ -187,7 +193,9 @@ def _way_back(
     there = [topic.topic for topic in topics if not topic.is_gone]
     if finished.status == "held":
         status = _held(finished)
-    elif topics and not there:
+    elif not topics:
+        status = "no topic matches that has no asset of its own"
+    elif not there:
         status = "gone from the cluster, as was accepted; what is captured stays"
     else:
         status = "committed" if any(topic.changed for topic in topics) else "unchanged"

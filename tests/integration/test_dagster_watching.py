@@ -107,6 +107,11 @@ def test_sound_backup_passes_every_check(kafka: KafkaCluster, tmp_path: Path) ->
     age = found[named, "recovery_point"].metadata["kafka_backup/recovery_point_age_seconds"].value
     assert 0 <= age < 600
 
+    # As with topics that were discovered: nothing is left for the patterns.
+    found = watch(kafka, tmp_path, [named, matched, f"{prefix}-?"]).checks("integrity", "recovery_point")
+    said = [(each.passed, each.description) for key, each in found.items() if key[0] == "matching_topics"]
+    assert said == [(True, "Every topic that matches has an asset of its own.")] * 2
+
     fresh = watch(kafka, tmp_path, [named, new_topic(kafka)])
     never = fresh.checks("integrity", "recovery_point")
     (other,) = {key[0] for key in never} - {named}

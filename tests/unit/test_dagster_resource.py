@@ -501,6 +501,9 @@ def test_a_range_of_windows_is_one_capture_counted_once(script: dict[str, object
 
     assert script["window"] == Window(start=1767312000000, end=1767322800000)
     assert [shown[key].metadata["dagster/partition_row_count"].value for key in sorted(shown)] == [0, 0, 10]
+    for name, each in (("raw_bytes", 1_000_000), ("stored_bytes", 500), ("seconds", 2.0)):
+        values = [shown[key].metadata[f"kafka_backup/{name}"].value for key in sorted(shown)]
+        assert values == [0, 0, each]
     assert "2026-01-02-02:00" in shown["2026-01-02-00:00"].metadata["kafka_backup/status"].value
     assert shown["2026-01-02-02:00"].metadata["kafka_backup/status"].value == "committed"
 
