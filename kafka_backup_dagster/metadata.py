@@ -12,6 +12,8 @@ from urllib.parse import quote
 import dagster as dg
 import yaml
 
+from kafka_backup_dagster.errors import at_place, in_words_of_forms
+
 if TYPE_CHECKING:
     from kafka_backup.progress import PartitionResult
     from kafka_backup.repository.restore_documents import Finding, RestoredTopic, RestorePlan, RestoreReport
@@ -171,7 +173,7 @@ def problem_lines(problems: Iterable["Finding"]) -> list[str]:
         place = problem.topic or ""
         if problem.partition is not None:
             place += f" [{problem.partition}]"
-        lines.append(f"{place}: {problem.detail}" if place else problem.detail)
+        lines.append(at_place(place, in_words_of_forms(problem.detail)))
     return lines
 
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import dagster as dg
 
+from kafka_backup_dagster.errors import in_words_of_forms
 from kafka_backup_dagster.metadata import MAX_ROWS, Metadata, Row, red_lines, table
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def refuse(what: str, problems: Sequence[str], shown: Metadata) -> NoReturn:
     Raises:
         Failure: with every problem, and without a retry: none would help.
     """
+    problems = [in_words_of_forms(problem) for problem in problems]
     raise dg.Failure(
         description=f"{what}, nothing was changed:\n" + "\n".join(problems),
         metadata={"kafka_backup/problems": red_lines("Refused: nothing was changed", problems[:MAX_ROWS])}
@@ -93,7 +95,7 @@ def results_metadata(results: Sequence["MoveResult"], complaint: str, shown: Met
     errors = [result.error for result in results if result.error is not None]
     if errors:
         # A position's message names it; one error of a whole group is told once.
-        lines = list(dict.fromkeys(map(str, errors)))
+        lines = list(dict.fromkeys(in_words_of_forms(str(error)) for error in errors))
         raise dg.Failure(
             description=f"{complaint}:\n" + "\n".join(lines),
             metadata={"kafka_backup/problems": red_lines(complaint.capitalize(), lines[:MAX_ROWS])}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from kafka_backup_dagster.assets.specs import AssetTopics, group_filters_of
+from kafka_backup_dagster.errors import at_place
 
 if TYPE_CHECKING:
     from kafka_backup import Engine, RecoveryPoint, StopToken, Window
@@ -349,8 +350,7 @@ def failure_line(failure: "TopicFailed | GroupFailed") -> str:
     if isinstance(failure, GroupFailed):
         return f"consumer group {failure.group}: {failure.error}" if failure.group else f"{failure.error}"
     place = failure.topic if failure.partition is None else f"{failure.topic} [{failure.partition}]"
-    message = str(failure.error)
-    return message if message.startswith(place) else f"{place}: {message}"
+    return at_place(place, str(failure.error))
 
 
 def _progress_line(event: "BackupProgress") -> str:

@@ -147,6 +147,7 @@ def test_what_forbids_it_is_named_and_nothing_is_changed(kafka: KafkaCluster, tm
             assert f"group '{active}' is Stable" in said
             assert f"group '{idle}', {topic} [0]: offset 31 is beyond the high watermark 30" in said
             assert f"group '{idle}', {topic} [1]: offset 31 is beyond" in said
+            assert "; clamp takes the nearest that exists" in said
     assert positions(kafka, idle) == {(topic, 0): 3}
     assert "there is no reset 'x'" in jobs.failure("rollback_offsets", reset_id="x", mode="execute")
 

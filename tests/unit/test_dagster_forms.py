@@ -25,6 +25,7 @@ from kafka_backup_dagster import (
     rollback_offsets_job,
     verify_job,
 )
+from kafka_backup_dagster.errors import in_words_of_forms
 from kafka_backup_dagster.metadata import Launchpad, reset_link, restore_link
 from tests.support.forms import fields, launch, refusal
 
@@ -249,6 +250,27 @@ def test_a_failure_of_the_engine_is_a_failure_that_says_what_to_do(tmp_path: Pat
 
     assert not result.success
     assert "there is no repository at" in failure.user_failure_data.description
+
+
+@pytest.mark.parametrize(
+    ("sentence", "expected"),
+    [
+        (
+            "use a new --id, or --until T (--rename-groups)",
+            "use a new restore_id, or until_time T (rename_groups)",
+        ),
+        ("first: 'groups rollback 7 --force --execute'", "first: 'groups rollback 7 --force --execute'"),
+        ("run once with --accept-missing", "run once with --accept-missing"),
+        ("a topic--id", "a topic--id"),
+    ],
+)
+def test_advice_names_the_fields_of_the_forms(sentence: str, expected: str) -> None:
+    """Tests sentences of the engine that name options, and whole commands, of the command line.
+
+    Who stands before a form must not have to translate the advice first.
+    Could go wrong: a command that is to be typed into a terminal is changed, too.
+    """
+    assert in_words_of_forms(sentence) == expected
 
 
 def test_restore_link_fills_in_a_form_that_the_job_accepts() -> None:

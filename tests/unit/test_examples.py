@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import shlex
 import sys
 import types
 from collections.abc import Mapping
@@ -13,12 +14,14 @@ import pytest
 import yaml
 from dagster._config import process_config
 from dagster._core.instance.config import dagster_instance_config_schema
+from packaging.requirements import Requirement
 
 from kafka_backup import parse_config
 from kafka_backup.config import load_config
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 COMPOSE = EXAMPLES / "docker-compose"
+CONSTRAINTS = EXAMPLES.parent / "constraints.txt"
 SET = {
     "POSTGRES_PASSWORD": "p",
     "STORE_USER": "u",
@@ -133,8 +136,17 @@ def test_dockerfiles_copy_what_is_there(folder: str, packages: tuple[str, ...]) 
             assert name == "." or f"!{name.partition('/')[0]}" in let_through, name
     for name in ("pyproject.toml", "README.md", "LICENSE", "constraints.txt", "core", "kafka_backup_dagster"):
         assert f"!{name}" in let_through
-    for package in packages:
-        assert package in text
+    pinned = dict(re.findall(r"^([\w.-]+)==(\S+)$", CONSTRAINTS.read_text().lower(), re.MULTILINE))
+    (install,) = re.findall(r"^RUN pip install (.*?[^\\])$", text, re.MULTILINE | re.DOTALL)
+    asked = [
+        Requirement(word) for word in shlex.split(install.replace("\\\n", "")) if re.match(r"[a-z]", word)
+    ]
+    # -c and its file are among them: they are no requirements.
+    assert {each.name for each in asked} >= set(packages)
+    for each in asked:
+        assert each.specifier.contains(pinned.get(each.name, "1"), prereleases=True) or not each.specifier, (
+            each
+        )
 
 
 def test_definitions_of_docker_compose_load(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,4 +206,5 @@ def test_values_for_kubernetes_fit_its_definitions() -> None:
     # Without the global one the chart of the code locations gives runs its own, which has no rights on the bucket.
     assert values["global"]["serviceAccountName"] == "kafka-backup"
     assert values["serviceAccount"] == {"create": True}
+    assert values["postgresql"]["postgresqlScheme"] == "postgresql+psycopg2"
     assert code["codeServerArgs"] == ["-f", "/opt/dagster/definitions.py"]
