@@ -428,6 +428,19 @@ def test_a_log_that_cannot_be_read_now_is_waited_for(
     assert found_by(asker, ["a"]) == {"a": [3]}
 
 
+def test_a_leader_that_does_not_say_where_its_epoch_begins_is_believed(coordinators: Coordinators) -> None:
+    """What: a coordinator whose log knows no epochs.
+
+    Why: whether it took over without a write since cannot be told then, as it never could.
+    Risk: a cluster whose groups cannot be saved any more, because of a proof that is nearly never needed.
+    """
+    coordinators.epochs, coordinators.epoch_start = repeat(1), -1
+    coordinators.listings, coordinators.offsets = repeat(["a"]), repeat({"a": 2})
+    asker = client(coordinators, retry_seconds=1)
+    assert list(asker.list_groups().groups) == ["a"]
+    assert found_by(asker, ["a"]) == {"a": [2]}
+
+
 @pytest.mark.parametrize(("seconds", "shown"), [(2, 5), (15, 4)])
 def test_the_end_of_a_log_is_read_as_far_back_as_a_replica_may_lag(
     coordinators: Coordinators, seconds: int, shown: int

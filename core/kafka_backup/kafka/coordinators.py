@@ -44,7 +44,7 @@ class OffsetsLeader:
     Attributes:
         address: where it is; None: whoever leads would not show everything that was acknowledged.
         epoch: its leader epoch.
-        start: first offset of that epoch in the log.
+        start: first offset of that epoch in the log; -1: it does not say, and is believed.
         is_untouched: nothing was written since, so that the last commits below `start` may not be shown.
     """
 
@@ -154,7 +154,7 @@ class Coordinators:
         starts |= {number: 0 for number, epoch in epochs.items() if epoch == 0}
         asked = {(OFFSETS_TOPIC, n): epoch - 1 for n, epoch in epochs.items() if n not in starts}
         for (_, number), end in self._cluster.epoch_ends(asked, deadline=_READY_SECONDS).items():
-            if isinstance(end, EpochEnd) and end.leader_epoch == epochs[number] and end.end_offset >= 0:
+            if isinstance(end, EpochEnd) and end.leader_epoch == epochs[number]:
                 starts[number] = end.end_offset
         with self._lock:
             self._starts |= {(number, epochs[number]): start for number, start in starts.items()}
