@@ -18,6 +18,10 @@ PARALLEL := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
+# Units only work: one process for each core, and whoever is done takes from the others.
+BUSY := -n auto --dist worksteal
+FUZZED := hostile_input records_merge records_convert records_codec retention group_history
+
 .PHONY: demo
 demo: venv image ## back up and restore three real topics through Dagster, and compare every record
 	@exec $(BIN)/python -m demo
@@ -32,11 +36,11 @@ test: venv images stores chromium ## every test; installs what is missing first
 
 .PHONY: unit
 unit: venv ## tests without a broker
-	$(PYTEST) -m unit $(PARALLEL)
+	$(PYTEST) -m unit $(BUSY)
 
 .PHONY: fuzz
-fuzz: venv ## the tests of hostile input, with 5,000 examples each (some minutes)
-	$(PYTEST) $(PARALLEL) tests/unit/test_hostile_input.py --hypothesis-profile=deep --timeout 1800
+fuzz: venv ## the tests of hostile input and of any record, batch and history, with 5,000 examples each (some minutes)
+	$(PYTEST) $(BUSY) $(addprefix tests/unit/test_,$(addsuffix .py,$(FUZZED))) --hypothesis-profile=deep --timeout 1800
 
 .PHONY: integration
 integration: venv images stores ## tests on a real broker, and on object stores

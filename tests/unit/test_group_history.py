@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kafka_backup.errors import ConfigurationError
@@ -272,7 +272,6 @@ def play(steps: Sequence[tuple[str, str, int]]) -> Coordinator:
     return coordinator
 
 
-@settings(max_examples=200)
 @given(st.lists(STEP, max_size=30))
 def test_what_is_said_without_a_doubt_is_the_truth(steps: list[tuple[str, str, int]]) -> None:
     """What: any commits, transactions, deletions, cleanings and captures; the positions at every moment.

@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kafka_backup.errors import DamagedError, RefusedError
@@ -42,7 +42,6 @@ def _source_offsets(targets: Sequence[TargetBatch]) -> list[int]:
     return [offset for t in targets for first, count in t.runs for offset in range(first, first + count)]
 
 
-@settings(max_examples=300)
 @given(
     batches=st.lists(stored_batches(), min_size=1, max_size=3),
     data=st.data(),
@@ -352,7 +351,6 @@ def test_padded_numbers_are_read_and_written_short() -> None:
     assert bytes(target.data) == encode_batch([replace(expected, offset=0)])
 
 
-@settings(max_examples=300)
 @given(
     records=st.lists(st.integers(0, 70), min_size=1, max_size=5),
     codec=st.sampled_from([Codec.NONE, Codec.ZSTD]),

@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kafka_backup.errors import DamagedError
@@ -95,7 +95,6 @@ def segments(draw: st.DrawFn) -> tuple[bytes, list[Record]]:
     return bytes(data), everything
 
 
-@settings(max_examples=400)
 @given(
     segment=segments(),
     data=st.data(),
@@ -154,7 +153,6 @@ def test_merging_equals_decode_filter_stamp_renumber(
     assert [bytes(target.data) for target in again] == [bytes(target.data) for target in targets]
 
 
-@settings(max_examples=200)
 @given(segment=segments(), stamp=st.sampled_from(STAMPS), max_batch_bytes=st.sampled_from([1 << 30, 400]))
 def test_converting_one_by_one_gives_the_same_records(
     segment: tuple[bytes, list[Record]], stamp: Stamp | None, max_batch_bytes: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kafka_backup import retention
@@ -605,7 +605,6 @@ STEPS = st.one_of(
 )
 
 
-@settings(max_examples=300)
 @given(st.lists(STEPS, max_size=25))
 def test_any_history(steps: list[tuple[str, int, int]]) -> None:
     """Whatever a cluster and its captures went through, expiry leaves what is promised, and nothing else.
