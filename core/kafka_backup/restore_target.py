@@ -199,15 +199,17 @@ class TargetPreflight:
                 f"{target} exists with {len(existing.partitions)} partitions, the source has {partition_count}; "
                 "records cannot be spread over another number of partitions and keep their order",
             )
+        # Said once for each topic, not once for each of its partitions.
+        advice = "; restore under another name (--rename, --prefix), or in its place (--replace)"
         for partition, (start, end) in bounds.items():
             if end > start and not replaced:
                 self._findings.problem(
                     "target_not_empty",
                     topic,
-                    f"{target} [{partition}] holds offsets [{start}, {end}); restore under another name (--rename, "
-                    "--prefix), or in its place (--replace)",
+                    f"{target} [{partition}] holds offsets [{start}, {end}){advice}",
                     partition,
                 )
+                advice = ""
         described: Mapping[str, ConfigValue] = {}
         with contextlib.suppress(AuthorizationError):  # `check_rights` says so
             described = self._admin.describe_configs([target])[target]
@@ -291,6 +293,13 @@ class TargetPreflight:
         try:
             validate(safe_configuration(known, max_batch_bytes=self.largest_batch))
         except AuthorizationError:  # `check_rights` says so
+            return configuration
+        except TopicExistsError:
+            self._findings.problem(
+                "target_appeared",
+                topic,
+                f"{target} was created while this was planned, perhaps by another run of this restore; plan it again",
+            )
             return configuration
         except BrokerError as error:
             self._findings.problem(

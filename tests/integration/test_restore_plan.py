@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from kafka_backup import DamagedError, RefusedError, RestoreRequest
 from kafka_backup.repository.documents import ConfigurationValue
+from kafka_backup.restore_target import TargetPreflight
 from tests.support.engine import capture, open_engine, restore, restored_as
 from tests.support.kafka_cluster import KafkaCluster
 from tests.support.records import NewRecord
@@ -150,6 +152,32 @@ def test_a_batch_larger_than_the_targets_segments_is_restored(kafka: KafkaCluste
         restore(engine, "r", topic)
     assert read_topic(kafka.bootstrap_servers, f"restored-{topic}") == restored_as(kafka, topic)
     assert topic_config(kafka.admin(), f"restored-{topic}") == small
+
+
+def test_a_target_that_appears_while_it_is_planned_is_told(
+    kafka: KafkaCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tests a target that is created between two questions of the planner: said as that, and planned well again.
+
+    It matters because two runs of one restore that are started together meet like this.
+    The broker's answer, "exists already", would look like a flaw of the settings, or of our rights.
+    """
+    topic = new_topic(kafka)
+    look = TargetPreflight.look
+
+    def looked(*asked: Any, **named: Any) -> Any:
+        found = look(*asked, **named)
+        new_topic(kafka, name=f"restored-{topic}")
+        return found
+
+    with open_engine(kafka, tmp_path) as engine:
+        capture(engine, topic)
+        request = RestoreRequest(restore_id="r", topics=(topic,), prefix="restored-")
+        with monkeypatch.context() as patched:
+            patched.setattr(TargetPreflight, "look", looked)
+            plan = engine.plan_restore(request)
+        assert [(p.kind, p.topic) for p in plan.problems] == [("target_appeared", topic)]
+        assert engine.plan_restore(request).problems == ()
 
 
 def test_a_target_filled_after_planning_is_left_alone(kafka: KafkaCluster, tmp_path: Path) -> None:
