@@ -14,6 +14,7 @@ from kafka_backup import BrokerError, RefusedError, UnreachableError
 from kafka_backup.kafka import groups as kafka_groups
 from kafka_backup.kafka.group_transaction import GroupTransaction
 from kafka_backup.kafka.groups import CommittedOffset, GroupClient, GroupOffsets, PartitionErrors
+from kafka_backup.repository.group_store import GroupStore
 from tests.support.engine import capture, open_engine, restore
 from tests.support.groups import (
     Positions,
@@ -389,6 +390,30 @@ def test_group_filters_take_what_they_say(kafka: KafkaCluster, tmp_path: Path) -
         if group.startswith(f"{prefix}-a")
     }
     assert positions_of(kafka, before) == before | moved
+
+
+def test_a_wildcard_over_an_incomplete_snapshot_is_refused(kafka: KafkaCluster, tmp_path: Path) -> None:
+    """What: a snapshot that may lack groups, asked for by a wildcard, and by the names that it holds.
+
+    Why: brokers leave out what we may not see, without a word.
+    Risk: "all groups" are moved but those that nobody sees, and the rest reads on where it was.
+    """
+    topic, group = filled_topic(kafka), f"hidden-{secrets.token_hex(4)}"
+    set_positions(kafka, {group: {(topic, 0): 5}})
+    with open_engine(kafka, tmp_path) as engine:
+        whole = engine.groups.snapshot([group]).snapshot
+        lacking = whole.model_copy(
+            update={"snapshot_id": f"{whole.snapshot_id}-x", "incomplete": ("no DESCRIBE on the cluster",)}
+        )
+        GroupStore(engine.repository().store).put_snapshot(lacking)
+        plan = plan_reset(engine, f"{group[:-1]}*", snapshot_id=lacking.snapshot_id).plan
+        assert [problem.kind for problem in plan.problems] == ["incomplete_snapshot"]
+        assert "no DESCRIBE on the cluster" in plan.problems[0].detail
+        with pytest.raises(RefusedError, match="may lack groups or positions"):
+            engine.groups.reset(plan)
+        assert plan_reset(engine, f"{group[:-1]}*", snapshot_id=whole.snapshot_id).plan.problems == ()
+        assert plan_reset(engine, group, snapshot_id=lacking.snapshot_id).plan.problems == ()
+    assert positions(kafka, group) == {(topic, 0): 5}
 
 
 def test_positions_keep_their_metadata(kafka: KafkaCluster, tmp_path: Path) -> None:
