@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from kafka_backup import RestoreRequest, TopicCommitted, partition_restore
+from kafka_backup import RestoreRequest, TopicCommitted
 from kafka_backup.kafka.produce import TopicProducer
 from kafka_backup.partition_capture import PartitionCapture
 from tests.support.engine import capture, open_engine
@@ -291,7 +291,6 @@ def test_chaos_broker_failure_mid_restore(
     It matters because half of a restore may be acknowledged by brokers that are gone, and clusters fail more than once.
     Each death leaves requests of which nobody knows whether they were written: once too often, or not at all.
     """
-    monkeypatch.setattr(partition_restore, "_SETTLE_SECONDS", 3)  # what was on its way died with its broker
     _weather(kafka3, tmp_path, monkeypatch, _chase, copies=3)
 
 
