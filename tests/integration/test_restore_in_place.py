@@ -23,7 +23,7 @@ from kafka_backup.kafka.cluster import Cluster
 from kafka_backup.kafka.topics import delete_topic
 from kafka_backup.partition_capture import PartitionCapture
 from kafka_backup.repository.restore_folder import RestoreFolder
-from kafka_backup.repository.store import open_store
+from kafka_backup.repository.stores import open_store
 from tests.support.engine import capture, open_engine, restore, restored_as
 from tests.support.groups import commit, positions_of
 from tests.support.kafka_cluster import KafkaCluster
