@@ -38,6 +38,7 @@ def browser_page(pictures: Path) -> Iterator[Page]:
         browser = playwright.chromium.launch(executable_path=program, args=list(ARGUMENTS))
         try:
             page = browser.new_page(viewport={"width": 1500, "height": 1000})
+            page.on("pageerror", lambda error: print(f"error in the page: {error}\n{error.stack}"))
             page.set_default_timeout(90_000)
             yield page
         finally:
