@@ -23,7 +23,7 @@ from tests.support.engine import open_engine
 from tests.support.kafka_cluster import KafkaCluster
 from tests.support.records import NewRecord
 from tests.support.shell import COMMAND, Shell
-from tests.support.topics import new_topic, produce
+from tests.support.topics import delete_topic, new_topic, produce
 
 TOPICS, PARTITIONS = 1000, 5
 _WEIGHED = """
@@ -103,6 +103,28 @@ def test_a_thousand_topics_fit_into_memory(crowded: KafkaCluster, tmp_path: Path
         found = json.loads((tmp_path / "answer").read_text())
         assert Counter(topic["status"] for topic in found["topics"]) == {expected: TOPICS}
         assert int((tmp_path / "peak").read_text()) < 250 << 10  # KiB
+
+
+def test_large_partitions_fit_into_memory(kafka: KafkaCluster, tmp_path: Path) -> None:
+    """What: peak memory of a capture and of a verified restore of eight partitions of 49 MB each, at once.
+
+    Why: the container that a restore runs in is the small one that the captures ran in.
+    Risk: whole segments, or all that is on its way, held in memory: a restore that is killed each time it is tried.
+    """
+    topic = new_topic(kafka, 8)
+    for partition in range(8):
+        records = [NewRecord(secrets.token_bytes(900_000)) for _ in range(54)]
+        produce(kafka.bootstrap_servers, topic, records, partition=partition)
+    Shell(tmp_path, kafka.bootstrap_servers, consumer_groups=[])
+    for command, megabytes in (
+        (["backup", "--topic", topic], 250),
+        (["restore", "--id", "r", "--topic", topic, "--prefix", "restored-", "--execute"], 400),
+    ):
+        weighed = [sys.executable, "-c", _WEIGHED, *command, "--json"]
+        subprocess.run(weighed, cwd=tmp_path, stdout=subprocess.DEVNULL, check=True, timeout=120)
+        assert 100 << 10 < int((tmp_path / "peak").read_text()) < megabytes * 1000  # KiB
+    delete_topic(kafka, topic)
+    delete_topic(kafka, f"restored-{topic}")
 
 
 def test_a_person_sees_bytes_records_rate_lag_and_time_left(kafka: KafkaCluster, tmp_path: Path) -> None:
