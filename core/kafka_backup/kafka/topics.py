@@ -55,7 +55,8 @@ class TopicAdmin:
     """An admin client for the topics of one cluster.
 
     News of a topic reach one broker before the other. Where a broker does not know a topic, and most of the
-    brokers do, it is asked again until the retry time is over.
+    brokers do, it is asked again until the retry time is over; and so it is where its connection is lost, which
+    librdkafka does not try again for an admin client.
     """
 
     def __init__(self, cluster: Cluster) -> None:
@@ -111,21 +112,23 @@ class TopicAdmin:
 
         Args:
             topics: names.
-            check_stop: called while a broker is waited for that does not know a topic yet; raises to stop.
+            check_stop: called while a broker is waited for; raises to stop.
         """
-        described = self._describe(topics)
         patience = _Patience(self._cluster, check_stop)
-        while again := patience.with_topics(
-            [name for name, found in described.items() if _is_unknown(found)]
+        described = self._describe(topics, patience.left)
+        while again := patience.ask_again(
+            {name: found for name, found in described.items() if isinstance(found, KafkaBackupError)}
         ):
-            described |= self._describe(again)
+            described |= self._describe(again, patience.left)
         return described
 
-    def _describe(self, topics: Sequence[str]) -> dict[str, Mapping[str, ConfigValue] | KafkaBackupError]:
+    def _describe(
+        self, topics: Sequence[str], seconds: float
+    ) -> dict[str, Mapping[str, ConfigValue] | KafkaBackupError]:
         described: dict[str, Mapping[str, ConfigValue] | KafkaBackupError] = {}
         for start in range(0, len(topics), _BATCH):
             resources = [ConfigResource(ResourceType.TOPIC, name) for name in topics[start : start + _BATCH]]
-            futures = self._admin().describe_configs(resources, request_timeout=self._retry_seconds)
+            futures = self._admin().describe_configs(resources, request_timeout=seconds)
             for resource, future in futures.items():
                 try:
                     entries = self._result(future, f"describing the settings of topic {resource.name}")
@@ -186,12 +189,12 @@ class TopicAdmin:
         patience = _Patience(self._cluster, check_stop)
         while True:
             futures = self._admin().incremental_alter_configs(
-                [resource], request_timeout=self._retry_seconds, validate_only=validate_only
+                [resource], request_timeout=patience.left, validate_only=validate_only
             )
             try:
                 self._result(futures[resource], f"changing the settings of topic {topic}")
-            except BrokerError as error:
-                if not _is_unknown(error) or not patience.with_topics([topic]):
+            except KafkaBackupError as error:
+                if not patience.ask_again({topic: error}):
                     raise
             else:
                 return
@@ -220,23 +223,31 @@ def _is_unknown(found: object) -> bool:
 
 
 class _Patience:
-    """With brokers that do not know a topic yet, as long as the cluster's retry time lasts."""
+    """With brokers that do not know a topic yet, or were lost, as long as the cluster's retry time lasts."""
 
     def __init__(self, cluster: Cluster, check_stop: Callable[[], None] | None) -> None:
         self._cluster = cluster if check_stop is None else cluster.stoppable(check_stop)
         self._end = time.monotonic() + cluster.retry_seconds
         self._attempt = 0
 
-    def with_topics(self, unknown: Sequence[str]) -> Sequence[str]:
-        """Wait a little; return those of the topics that do exist, as most of the brokers say."""
-        if not unknown or time.monotonic() > self._end:
+    @property
+    def left(self) -> float:
+        """Seconds for the next request; one second at the least."""
+        return max(1.0, self._end - time.monotonic())
+
+    def ask_again(self, failed: Mapping[str, KafkaBackupError]) -> Sequence[str]:
+        """Wait a little; return the topics whose error may pass: those unknown must exist, as most brokers say."""
+        unknown = [name for name, error in failed.items() if _is_unknown(error)]
+        again = [name for name, error in failed.items() if error.retriable and name not in unknown]
+        if not (unknown or again) or time.monotonic() > self._end:
             return ()
-        found = self._cluster.survey(unknown)
-        exist = [name for name in unknown if name in found.topics or name in found.disputed]
-        if exist:
+        if unknown:
+            found = self._cluster.survey(unknown)
+            again += [name for name in unknown if name in found.topics or name in found.disputed]
+        if again:
             self._cluster.pause(self._attempt)
             self._attempt += 1
-        return exist
+        return again
 
 
 def delete_topic(cluster: Cluster, topic: str, topic_id: str) -> None:
