@@ -196,7 +196,12 @@ class SegmentWriter:
         self._records += records
         self._batches += len(headers)
         self.raw_size += size
-        self._store_bytes(data if self._compressor is None else self._compressor.compress(data))
+        if self._compressor is None:
+            self._store_bytes(data)
+        else:
+            # Piece by piece: what comes out is new memory, as much as goes in where nothing can be gained.
+            for start in range(0, size, PIECE_BYTES):
+                self._store_bytes(self._compressor.compress(data[start : start + PIECE_BYTES]))
 
     def finish(self) -> SegmentEntry:
         """Make the object durable and return what the commit will say of it.
